@@ -1,0 +1,7 @@
+"""``python -m lorabake``."""
+
+import sys
+
+from lorabake.cli import main
+
+sys.exit(main())

@@ -1,0 +1,44 @@
+"""Network types, one file each; putting them onto a model and taking them off again is in ``_graft``.
+
+A file whose name starts with an underscore is the room's own machinery; every other file is one network type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+from lorabake.base.cards import Settings, find
+from lorabake.protocols.adapter import AdapterCard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lorabake.protocols.adapter import Graft
+    from lorabake.protocols.family import Model, Part
+
+
+def graft(model: Model, name: str, settings: Settings, *, seed: int, parts: tuple[Part, ...]) -> Graft:
+    """Graft a newborn adapter of type ``name`` onto ``parts`` of ``model``; the model's output is unchanged.
+
+    Raises:
+        UserError: the type is unknown, or the settings leave no layer to train.
+    """
+    card = cast(AdapterCard, find("adapter", name))
+    if card.saves == "model":
+        return card.load()(card, model, parts)
+    from lorabake.adapters._graft import graft_newborn
+
+    return graft_newborn(card, card.load()(), model, settings, seed=seed, parts=parts)
+
+
+def graft_file(model: Model, name: str, tensors_by_layer: Mapping[str, Mapping[str, Tensor]], multiplier: float = 1.0) -> Graft:
+    """Graft an adapter of type ``name`` from a file's tensors (grouped by layer key), for drawing pictures.
+
+    Raises:
+        UserError: the file does not fit this model; the message names layers or shapes.
+    """
+    from lorabake.adapters._graft import graft_tensors
+
+    card = cast(AdapterCard, find("adapter", name))
+    return graft_tensors(card, card.load()(), model, tensors_by_layer, multiplier)

@@ -1,0 +1,166 @@
+"""Putting layer-by-layer network types onto a model and taking them off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorabake.base.cards import Settings
+from lorabake.base.errors import UserError
+from lorabake.base.streams import torch_stream
+from lorabake.protocols.adapter import AdapterCard, LayerType
+from lorabake.protocols.family import Layer, Model, Part
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a network type does to one layer: its settings there, what is trained and what is fixed."""
+
+    layer: Layer
+    settings: Settings
+    weights: dict[str, nn.Parameter]
+    constants: dict[str, Tensor]
+
+
+class GraftedLayer(nn.Module):
+    """Stands where a layer stood and holds it unchanged. ``origin`` is the model's own layer, below any other grafts."""
+
+    def __init__(self, graft: LayerGraft, base: nn.Module, change: Change) -> None:
+        super().__init__()
+        self.base = base
+        self.change = change
+        self._tensors: dict[str, Tensor] = {**change.weights, **change.constants}
+        self._graft = (graft,)  # in a tuple: a module would register its owner as a child
+
+    @property
+    def origin(self) -> nn.Module:
+        """The model's own layer."""
+        return self.change.layer.module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base layer's output, changed."""
+        (graft,) = self._graft
+        if graft.multiplier == 0:
+            return self.base(x)
+        return graft.layer_type.forward(self.base, x, self._tensors, graft.multiplier, self.change.settings, graft.training)
+
+
+class LayerGraft:
+    """A layer-by-layer adapter on a model; see :class:`lorabake.protocols.adapter.Graft`."""
+
+    def __init__(self, card: AdapterCard, layer_type: LayerType, model: Model, changes: Iterable[Change]) -> None:
+        self.card, self.layer_type, self.model = card, layer_type, model
+        self.multiplier, self.training = 1.0, False
+        self._grafted: list[GraftedLayer] = []
+        for change in changes:
+            root, path = model.parts[change.layer.part], change.layer.path
+            grafted = GraftedLayer(self, root.get_submodule(path), change)
+            _replace(root, path, grafted)
+            self._grafted.append(grafted)
+
+    def parameters(self) -> dict[Part, dict[str, nn.Parameter]]:
+        """What is trained, by part and by name in the file."""
+        found: dict[Part, dict[str, nn.Parameter]] = {}
+        for change in (grafted.change for grafted in self._grafted):
+            named = {f"{change.layer.key}.{name}": parameter for name, parameter in change.weights.items()}
+            found.setdefault(change.layer.part, {}).update(named)
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights and constants by full key, detached, sharing memory with the live ones."""
+        found: dict[str, Tensor] = {}
+        for change in (grafted.change for grafted in self._grafted):
+            for name, tensor in {**change.weights, **change.constants}.items():
+                found[f"{change.layer.key}.{name}"] = tensor.detach()
+        return found
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy values in from a file's tensors.
+
+        Raises:
+            UserError: keys or shapes do not match this graft.
+        """
+        own = self.tensors()
+        if odd := sorted(own.keys() ^ tensors.keys()):
+            raise UserError(f"The adapter file does not fit this run's settings: {len(odd)} names differ, such as {', '.join(odd[:3])}.")
+        for name, tensor in own.items():
+            _check_shape(name, tensors[name], tensor)
+            tensor.copy_(tensors[name])
+
+    def remove(self) -> None:
+        """Take the adapter off: the layers below come back as they were.
+
+        Grafts come off in any order: one that lies under another is taken out from below it.
+        """
+        for grafted in self._grafted:
+            layer = grafted.change.layer
+            holder: nn.Module = self.model.parts[layer.part]
+            path = layer.path
+            while (found := holder.get_submodule(path)) is not grafted:
+                holder, path = found, "base"
+            _replace(holder, path, grafted.base)
+        self._grafted.clear()
+
+
+def graft_newborn(
+    card: AdapterCard, layer_type: LayerType, model: Model, settings: Settings, *, seed: int, parts: tuple[Part, ...]
+) -> LayerGraft:
+    """A new adapter on every layer of ``parts`` that the type fits; the model's output stays as it was.
+
+    Raises:
+        UserError: no layer fits.
+    """
+    layers = [layer for layer in model.layers() if layer.part in parts and layer_type.fits(layer, settings)]
+    if not layers:
+        raise UserError(f"'{card.name}' finds no layer to train in the model's {' and '.join(parts) or 'nothing'}. Check the adapter's settings.")
+
+    def changes() -> Iterable[Change]:
+        for index, layer in enumerate(layers):
+            weights, constants = layer_type.create(layer, settings, torch_stream(seed, "adapter", index))
+            yield Change(layer, settings, {name: nn.Parameter(tensor.to(model.device)) for name, tensor in weights.items()}, constants)
+
+    return LayerGraft(card, layer_type, model, changes())
+
+
+def graft_tensors(
+    card: AdapterCard, layer_type: LayerType, model: Model, tensors_by_layer: Mapping[str, Mapping[str, Tensor]], multiplier: float
+) -> LayerGraft:
+    """An adapter from a file's tensors, each layer with the rank its own tensors have. Nothing is trained.
+
+    Raises:
+        UserError: the file has layers or shapes that this model has not.
+    """
+    known = {layer.key: layer for layer in model.layers()}
+    if unknown := sorted(tensors_by_layer.keys() - known.keys()):
+        raise UserError(
+            f"The adapter does not fit this base model: {len(unknown)} of its {len(tensors_by_layer)} layers are not in it, such as {', '.join(unknown[:3])}."
+        )
+
+    def changes() -> Iterable[Change]:
+        for key, tensors in tensors_by_layer.items():
+            settings = layer_type.settings_of(tensors)
+            newborn, constants = layer_type.create(known[key], settings, torch.Generator())
+            for name, tensor in newborn.items():
+                if name not in tensors:
+                    raise UserError(f"The adapter file is not whole: '{key}.{name}' is missing.")
+                _check_shape(f"{key}.{name}", tensors[name], tensor)
+            weights = {name: nn.Parameter(tensors[name].float().to(model.device), requires_grad=False) for name in newborn}
+            yield Change(known[key], settings, weights, {name: tensors.get(name, value).float() for name, value in constants.items()})
+
+    graft = LayerGraft(card, layer_type, model, list(changes()))
+    graft.multiplier = multiplier
+    return graft
+
+
+def _check_shape(name: str, given: Tensor, expected: Tensor) -> None:
+    if given.shape != expected.shape:
+        raise UserError(f"The adapter file does not fit: '{name}' is {tuple(given.shape)}, expected {tuple(expected.shape)}.")
+
+
+def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)

@@ -1,0 +1,144 @@
+"""LoRA: W + s·B·A with s = alpha / rank, on linear layers, and on convolutions where a conv rank is given (then often called LoCon).
+
+Source: Hu et al. 2021, arXiv 2106.09685; convolutions and names of the file's tensors as in kohya-format files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from lorabake.base.cards import Settings
+from lorabake.base.lazy import lazy_module
+from lorabake.protocols.adapter import AdapterCard
+from lorabake.protocols.family import Layer
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Generator, Tensor, nn
+
+    from lorabake.adapters import _kernels as kernels
+else:
+    torch, F, nn = lazy_module("torch"), lazy_module("torch.nn.functional"), lazy_module("torch.nn")
+    kernels = lazy_module("lorabake.adapters._kernels")
+
+
+class LoraSettings(Settings):
+    """Settings of ``lora``."""
+
+    rank: int = Field(16, ge=1, le=1024)
+    """Rank of the change to each linear layer (also called dim). More rank holds more detail and makes a larger file; 8 to 32 serves most."""
+    alpha: float | None = Field(None, gt=0)
+    """Scale of the change: it is multiplied by alpha / rank. Default: the rank itself, so that rank can be changed without touching the learning rate."""
+    conv_rank: int | None = Field(None, ge=1, le=1024)
+    """Rank on convolutions and residual blocks; absent leaves them alone. Helps styles and textures, about doubles the file."""
+    conv_alpha: float | None = Field(None, gt=0)
+    """Alpha on convolutions. Default: the conv rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Chance of dropping each value of the thin product. Up to 0.3; slows learning, resists over-training."""
+    rank_dropout: float = Field(0.0, ge=0, lt=1)
+    """Chance of dropping each rank, per sample. 0.1 to 0.3 where used."""
+    module_dropout: float = Field(0.0, ge=0, lt=1)
+    """Chance of leaving out a layer's change altogether for one step. 0.1 to 0.3 where used."""
+
+    def rank_for(self, layer: Layer) -> int | None:
+        """Rank this layer gets; None leaves it alone. Time-embedding linears of residual blocks follow the linear rank, as other tools do."""
+        if layer.group == "resnet" and self.conv_rank is None:
+            return None
+        return self.conv_rank if _is_spatial(layer.module) else self.rank
+
+    def alpha_for(self, layer: Layer) -> float:
+        """Alpha this layer gets."""
+        spatial = _is_spatial(layer.module)
+        alpha = self.conv_alpha if spatial else self.alpha
+        return float(alpha or (self.conv_rank if spatial else self.rank) or self.rank)
+
+
+def _is_spatial(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+
+
+class Lora:
+    """The :class:`~lorabake.protocols.adapter.LayerType` of LoRA."""
+
+    def fits(self, layer: Layer, settings: LoraSettings) -> bool:
+        """Transformer and text layers always; residual blocks where a conv rank is given."""
+        return isinstance(layer.module, nn.Linear | nn.Conv2d) and layer.group != "other" and settings.rank_for(layer) is not None
+
+    def create(self, layer: Layer, settings: LoraSettings, generator: Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """``lora_down`` uniform in ±1/sqrt(fan in) (Kaiming with a = sqrt 5), ``lora_up`` zero."""
+        rank, weight = settings.rank_for(layer), layer.module.weight
+        assert rank is not None and isinstance(weight, torch.Tensor)
+        groups = getattr(layer.module, "groups", 1)
+        kernel = weight.shape[2:]
+        down = torch.empty(rank * groups, weight.shape[1], *kernel)
+        bound = 1 / math.sqrt(down[0].numel())
+        down.uniform_(-bound, bound, generator=generator)
+        up = torch.zeros(weight.shape[0], rank, *(1 for _ in kernel))
+        alpha = torch.tensor(settings.alpha_for(layer))
+        return {"lora_down.weight": down, "lora_up.weight": up}, {"alpha": alpha}
+
+    def forward(
+        self, base: nn.Module, x: Tensor, weights: Mapping[str, Tensor], multiplier: float, settings: LoraSettings, training: bool
+    ) -> Tensor:
+        """The base's output plus the scaled low-rank change."""
+        down, up = weights["lora_down.weight"], weights["lora_up.weight"]
+        scale = multiplier * float(weights["alpha"]) / up.shape[1]
+        if training and settings.module_dropout and torch.rand(()) < settings.module_dropout:
+            return base(x)
+        drops = training and (settings.dropout or settings.rank_dropout)
+        if isinstance(base, nn.Linear) and not drops:
+            return kernels.low_rank_linear(x, base.weight, base.bias, down, up, scale)
+        origin = getattr(base, "origin", base)  # below other adapters, if there are any
+        down, up = down.to(x.dtype), up.to(x.dtype)
+        linear = isinstance(origin, nn.Linear)
+        thin = F.linear(x, down) if linear else F.conv2d(x, down, None, origin.stride, origin.padding, origin.dilation, origin.groups)
+        if drops:
+            thin = _drop(thin, settings, channels_last=linear)
+        change = F.linear(thin, up) if linear else F.conv2d(thin, up, groups=origin.groups)
+        return torch.add(base(x), change, alpha=scale)
+
+    def delta(self, base: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
+        """s·B·A in the shape of the base's weight."""
+        down, up = weights["lora_down.weight"], weights["lora_up.weight"]
+        groups = getattr(base, "groups", 1)
+        ups, downs = up.flatten(1).chunk(groups), down.flatten(1).chunk(groups)
+        product = torch.cat([u @ d for u, d in zip(ups, downs, strict=True)])
+        return product.view(up.shape[0], *down.shape[1:]) * (float(weights["alpha"]) / up.shape[1])
+
+    def settings_of(self, weights: Mapping[str, Tensor]) -> LoraSettings:
+        """Rank and alpha as the tensors have them; a file without alpha means alpha = rank."""
+        rank = weights["lora_up.weight"].shape[1]
+        alpha = float(weights["alpha"]) if "alpha" in weights else float(rank)
+        return LoraSettings(rank=rank, alpha=alpha, conv_rank=rank, conv_alpha=alpha)
+
+
+def _drop(thin: Tensor, settings: LoraSettings, channels_last: bool) -> Tensor:
+    if settings.dropout:
+        thin = F.dropout(thin, settings.dropout)
+    if settings.rank_dropout:
+        ranks = thin.shape[-1] if channels_last else thin.shape[1]
+        shape = (thin.shape[0], *(1 for _ in thin.shape[2:]), ranks) if channels_last else (thin.shape[0], ranks, 1, 1)
+        keep = torch.rand(shape, device=thin.device) >= settings.rank_dropout
+        thin = thin * keep / (1 - settings.rank_dropout)
+    return thin
+
+
+CARD = AdapterCard(
+    kind="adapter",
+    name="lora",
+    summary="Low-rank change of linear layers, and of convolutions if asked; every client loads it.",
+    code="lorabake.adapters.lora:Lora",
+    settings=LoraSettings,
+)
+
+
+def network_args(settings: Any) -> dict[str, Any]:
+    """``ss_network_args`` as other tools write them for these settings."""
+    fields = {"conv_dim": settings.conv_rank, "conv_alpha": settings.conv_alpha, "rank_dropout": settings.rank_dropout or None,
+              "module_dropout": settings.module_dropout or None}  # fmt: skip
+    return {name: value for name, value in fields.items() if value is not None}

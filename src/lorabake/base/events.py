@@ -1,0 +1,60 @@
+"""Progress is an event, not a print. Terminal, run folder, studio and tests listen to the same stream."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+Listener = Callable[[Event], None]
+
+
+class Events:
+    """A stream of events. An event is a flat dict with ``kind``; listeners are called in order, in the emitting thread."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = list(listeners)
+
+    def listen(self, listener: Listener) -> None:
+        """Add a listener."""
+        self._listeners.append(listener)
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Tell every listener."""
+        event = {"kind": kind, **fields}
+        for listener in self._listeners:
+            listener(event)
+
+
+class EventLog:
+    """``events.jsonl``: one event a line, appended whole lines at a time, cut back to a step when a run resumes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, event: Event) -> None:
+        line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def read(self) -> list[Event]:
+        """Every whole line; a last line cut short by a crash is left out."""
+        if not self._path.exists():
+            return []
+        return list(_whole_lines(self._path.read_bytes().split(b"\n")))
+
+
+def _whole_lines(lines: Iterable[bytes]) -> Iterable[Event]:
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            yield event

@@ -1,0 +1,77 @@
+"""Writing that is whole or absent: aside, fsync, rename, fsync the folder, verify. Only then is anything "saved"."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lorabake.base.errors import CorruptFile, UserError
+
+PART = ".part"
+"""Suffix of files being written. Left-overs are ignored by every reader and replaced by the next write."""
+
+
+def write_atomic(path: Path, data: bytes) -> str:
+    """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, never a torn one.
+
+    Returns the sha256 (hex) of what was read back from the disk.
+
+    Raises:
+        UserError: the folder cannot be written to (full, read-only, gone); the old file is untouched.
+        CorruptFile: the bytes read back differ from the bytes written.
+    """
+    with replacing(path) as part:
+        part.write_bytes(data)
+    digest = sha256_file(path)
+    if digest != hashlib.sha256(data).hexdigest():
+        raise CorruptFile(f"{path}: what was read back differs from what was written. Check the disk.")
+    return digest
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, aside; on leaving without an error it becomes ``path`` in one step."""
+    part = path.with_name(path.name + PART)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        _fsync(part)
+        os.replace(part, path)
+        _fsync(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise UserError(f"{path} could not be written: {error.strerror or error}. What was there before is untouched.") from error
+
+
+def write_json(path: Path, value: Any) -> str:
+    """``write_atomic`` of ``value`` as indented UTF-8 JSON."""
+    return write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows has no handle for a folder to flush
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,86 @@
+"""A run on disk: frozen recipe, lock of versions, events, checkpoints, samples, resume state.
+
+    runs/mira/
+      recipe.toml            what was asked for, with every value filled in
+      run.json               versions and fingerprints: what must be equal for a run to continue
+      events.jsonl           everything that happened, by step
+      checkpoints/           one file (or model folder) per saved epoch
+      samples/               pictures drawn at checkpoints
+      state/                 what a killed run continues from
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorabake.base.errors import UserError
+from lorabake.base.events import Event, EventLog
+from lorabake.base.files import PART
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The frozen recipe."""
+        return self.folder / "recipe.toml"
+
+    @property
+    def manifest(self) -> Path:
+        """Versions and fingerprints."""
+        return self.folder / "run.json"
+
+    @property
+    def events(self) -> Path:
+        """The event log."""
+        return self.folder / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of sample pictures."""
+        return self.folder / "samples"
+
+    @property
+    def state(self) -> Path:
+        """Folder of the resume state."""
+        return self.folder / "state"
+
+    def exists(self) -> bool:
+        """Whether a run was ever started here."""
+        return self.manifest.exists()
+
+    def read_manifest(self) -> dict[str, Any]:
+        """``run.json``.
+
+        Raises:
+            UserError: this is not a run folder.
+        """
+        try:
+            return json.loads(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder} is not a run folder: run.json cannot be read ({error}).") from error
+
+    def read_events(self) -> list[Event]:
+        """Everything that happened so far."""
+        return EventLog(self.events).read()
+
+    def finished(self) -> bool:
+        """Whether the run reached its last step."""
+        return any(event["kind"] == "finished" for event in self.read_events())
+
+    def checkpoint_paths(self) -> list[Path]:
+        """Checkpoints by name, oldest first, the final one last."""
+        found = [path for path in self.checkpoints.glob("*") if not path.name.endswith(PART) and (path.is_dir() or path.suffix == ".safetensors")]
+        return sorted(found, key=lambda path: (path.stem.rpartition("-")[2].isdigit() is False, path.name))

@@ -1,0 +1,114 @@
+"""What people see while a command works: progress with time left, and JSON for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from lorabake.base.events import Event
+
+
+def show_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def json_lines(event: Event) -> None:
+    """A listener that prints each event as a line of JSON."""
+    print(json.dumps(event, ensure_ascii=False), flush=True)
+
+
+@contextlib.contextmanager
+def interruptible(on_first: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a question: the yielded function says whether to stop. The second one interrupts at once."""
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        on_first()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class TrainingProgress:
+    """A listener that draws a live line for a training run: steps, loss, pictures per second, time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(file=sys.stderr)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=True,
+        )
+        self._task: Any = None
+        self._total = 0
+        self._seen: list[tuple[float, int]] = []
+        self._loss = 0.0
+
+    def __enter__(self) -> TrainingProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line above the moving one."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        handler = getattr(self, f"_on_{event['kind']}", None)
+        if handler:
+            handler(event)
+
+    def _on_encoding(self, event: Event) -> None:
+        self._show("encoding pictures", event["done"], event["total"])
+
+    def _on_started(self, event: Event) -> None:
+        self._total = event["total_steps"]
+        if event["step"]:
+            self.say(f"Continuing {event['folder']} at step {event['step']} of {self._total}.")
+        self._restart("training", event["step"], self._total)
+
+    def _on_step(self, event: Event) -> None:
+        now = time.monotonic()
+        self._seen = [*self._seen[-50:], (now, event["images"])]
+        self._loss = event["loss"] if not self._loss else 0.98 * self._loss + 0.02 * event["loss"]
+        span = now - self._seen[0][0]
+        rate = sum(images for _, images in self._seen[1:]) / span if span else 0.0
+        self._show(f"epoch {event['epoch']}", event["step"], self._total, f"loss {self._loss:.4f}  {rate:.1f} images/s")
+
+    def _on_checkpoint(self, event: Event) -> None:
+        self.say(f"saved {event['file']}")
+
+    def _restart(self, description: str, done: int, total: int) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(description, total=total, completed=done, facts="")
+
+    def _show(self, description: str, done: int, total: int, facts: str = "") -> None:
+        if self._task is None:
+            self._restart(description, done, total)
+        self._progress.update(self._task, description=description, completed=done, total=total, facts=facts)

@@ -1,0 +1,60 @@
+"""Train a LoRA from a recipe or straight from a folder of pictures.
+
+  lorabake train mira/recipe.toml --set adapter.rank=32
+  lorabake train mira --base ~/models/sd15
+
+The same line continues a run that was stopped or killed, to the same bytes. The first Ctrl-C ends after the step with a
+save, the second at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "train a LoRA from a recipe or a folder"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``train``."""
+    from lorabake.cli.arguments import add_json, add_recipe
+
+    add_recipe(parser)
+    parser.add_argument("--into", type=Path, help="run folder (default: runs/NAME)")
+    add_json(parser, "print every event as a line of JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train; 0 when finished, 130 when stopped by Ctrl-C."""
+    from lorabake.base.events import Events
+    from lorabake.cli.arguments import checked_recipe
+    from lorabake.cli.terminal import TrainingProgress, interruptible, json_lines
+    from lorabake.train.run import Outcome, train
+
+    checked = checked_recipe(arguments)
+    into: Path = arguments.into or Path("runs") / str(checked.recipe.output.name)
+    if arguments.json:
+        with interruptible() as stop:
+            outcome = train(checked, into, Events(json_lines), stop)
+        return 0 if outcome.finished else 130
+
+    with TrainingProgress() as progress:
+        for warning in checked.warnings:
+            progress.say(f"note: {warning}")
+        with interruptible(lambda: progress.say("Stopping after this step, with a save. Ctrl-C again stops at once.")) as stop:
+            outcome = train(checked, into, Events(progress), stop)
+        _tell(outcome, progress)
+    return 0 if outcome.finished else 130
+
+
+def _tell(outcome: object, progress: object) -> None:
+    from lorabake.cli.terminal import TrainingProgress
+    from lorabake.train.run import Outcome
+
+    assert isinstance(outcome, Outcome) and isinstance(progress, TrainingProgress)
+    if not outcome.finished:
+        progress.say(f"Stopped at step {outcome.steps} of {outcome.total_steps}. The same command continues.")
+        return
+    final = outcome.run.checkpoint_paths()[-1]
+    progress.say(f"Done: {outcome.steps} steps in {outcome.seconds:.0f} s. The LoRA is {final}")
+    progress.say(f"Look at it: lorabake grid {outcome.run.folder} --prompt \"...\"")

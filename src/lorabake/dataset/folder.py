@@ -1,0 +1,247 @@
+"""The Dataset noun: a folder of pictures and captions, opened, checked and accounted for.
+
+The files are the truth: opening reads every byte of every picture (its sha256 is what caches are keyed by), changes
+nothing, and reports everything that is wrong at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from lorabake.base.errors import Problem, Problems
+from lorabake.base.files import sha256_file
+from lorabake.dataset.companions import Captions, Masks
+from lorabake.dataset.image import DEFAULT_LIMITS, Header, ImageLimits, UnreadableImage, examine, verify
+from lorabake.dataset.scan import PICTURE_EXTENSIONS, Dropped, PictureFile, Scan, named, scan
+
+_FORMATS = {extension: extension[1:].upper() for extension in PICTURE_EXTENSIONS} | {".jpg": "JPEG"}
+"""What a file is expected to hold, by its ending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture of a dataset with all that training needs to know about it."""
+
+    path: Path
+    name: str
+    """Path inside the dataset, with "/" on every system: ``10_suzu/001.png``."""
+    folder: str
+    """Name of the folder inside the dataset it lies in; "" for the dataset itself."""
+    repeats: int
+    """How often it is trained on per epoch."""
+    caption: str
+    caption_source: str
+    """Where the caption is from: the extension of its file without the dot ("txt", "caption"), "folder" (the folder's
+    name), "class_tokens" (given to `open_dataset`) or "none"."""
+    width: int
+    """Pixels, once upright."""
+    height: int
+    """Pixels, once upright."""
+    sha256: str
+    """Of the bytes of the file, in hex."""
+    mask: Path | None
+    """A mask for it, if there is one. It is only recorded, not read."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, once upright."""
+        return self.width, self.height
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset folder as it was when it was opened. Samples are in the order of their names."""
+
+    path: Path
+    samples: tuple[Sample, ...]
+    dropped: tuple[Dropped, ...]
+    """Everything met that is not used, with reasons. Captions, side files and hidden files are not listed."""
+    notes: tuple[str, ...]
+    """Counted facts worth showing."""
+    warnings: tuple[Problem, ...]
+    """Legal, and almost always a mistake; the caller decides whether to stop."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def entries(self) -> int:
+        """Pictures per epoch, repeats included."""
+        return sum(sample.repeats for sample in self.samples)
+
+    def tag_frequency(self) -> dict[str, dict[str, int]]:
+        """{folder: {tag: pictures that have it}}, as ``ss_tag_frequency`` in LoRA files counts: captions cut at ",",
+        lower case, repeats not counted in. Folders are named without their path, so that no private path is
+        published."""
+        frequency: dict[str, dict[str, int]] = {}
+        for sample in self.samples:
+            tags = frequency.setdefault(sample.folder or self.path.name, {})
+            for tag in sample.caption.lower().split(","):
+                if tag := tag.strip():
+                    tags[tag] = tags.get(tag, 0) + 1
+        return frequency
+
+    def summary(self) -> dict[str, Any]:
+        """The dataset in numbers, ready for JSON. Paths are inside the dataset."""
+        folders: dict[str, dict[str, int]] = {}
+        for sample in self.samples:
+            row = folders.setdefault(sample.folder, {"pictures": 0, "repeats": sample.repeats, "entries": 0})
+            row["pictures"] += 1
+            row["entries"] += sample.repeats
+        sizes = Counter(sample.size for sample in self.samples)
+        return {
+            "name": self.path.name,
+            "pictures": len(self.samples),
+            "entries_per_epoch": self.entries,
+            "folders": folders,
+            "captions": dict(sorted(Counter(sample.caption_source for sample in self.samples).items())),
+            "masks": sum(sample.mask is not None for sample in self.samples),
+            "sizes": {f"{width}x{height}": count for (width, height), count in sorted(sizes.items())},
+            "dropped": [{"name": _inside(self.path, item.path), "reason": item.reason} for item in self.dropped],
+            "notes": list(self.notes),
+            "warnings": [{"where": item.where, "what": item.what} for item in self.warnings],
+        }
+
+
+def open_dataset(
+    path: str | os.PathLike[str],
+    *,
+    caption_extensions: Sequence[str] = (".txt", ".caption"),
+    class_tokens: str | None = None,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    decode: bool = False,
+) -> Dataset:
+    """Open a folder of pictures: numbered folders (``10_suzu/``), other folders and pictures directly in it (1 repeat
+    each).
+
+    A caption is the first line of the picture's ``.txt``, else ``.caption``. An empty file is an empty prompt. Without
+    a file the caption is ``class_tokens`` or, failing that, the name part of a numbered folder, or "".
+
+    Args:
+        path: the dataset folder.
+        caption_extensions: endings of caption files, the first that exists wins.
+        class_tokens: caption of pictures that have no caption file.
+        limits: what a picture may ask of the machine.
+        decode: decode every picture, to find damage in the middle of files too (slow); else only those that look cut
+        short.
+
+    Raises:
+        Problems: the folder is missing or holds no usable picture, a caption is not text, a folder asks for no repeats
+        …: all at once.
+    """
+    root = Path(path).expanduser()
+    found = _scan(root, caption_extensions)
+    looks = _look_at_all(found.pictures, limits, verify if decode else examine)
+    usable = [(picture, look) for picture, look in zip(found.pictures, looks, strict=True) if isinstance(look, _Look)]
+    dropped = (*found.dropped, *(look for look in looks if isinstance(look, Dropped)))
+    captions, masks = Captions(caption_extensions, class_tokens), Masks(found.top)
+    samples = tuple(_sample(picture, look, *captions.of(picture), masks.of(picture)) for picture, look in usable)
+    problems = [*found.problems, *captions.problems]
+    if not samples:
+        problems.append(Problem("pictures", _nothing_usable(found, dropped)))
+    if problems:
+        raise Problems(str(root), problems)
+    notes = (
+        *found.notes,
+        *captions.notes(found, len(samples)),
+        *masks.notes(),
+        *_format_notes(usable),
+        *_drop_notes(dropped),
+    )
+    return Dataset(root, samples, dropped, notes, (*found.warnings, *captions.warnings(len(samples))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What reading a picture file tells about it."""
+
+    header: Header
+    sha256: str
+
+
+def _scan(root: Path, caption_extensions: Sequence[str]) -> Scan:
+    wrong = [given for given in caption_extensions if not given.startswith(".") or given in PICTURE_EXTENSIONS]
+    if wrong:
+        raise Problems("caption_extensions", [Problem(given, "is not an ending such as '.txt'") for given in wrong])
+    try:
+        return scan(root, caption_extensions)
+    except FileNotFoundError:
+        what = "there is no such folder. Check the spelling; a dataset is a folder with pictures in it."
+    except NotADirectoryError:
+        what = f"is a file. Give the folder that holds it: {root.parent}"
+    except OSError as error:
+        what = f"the folder cannot be read: {error.strerror}."
+    raise Problems(str(root), [Problem("folder", what)])
+
+
+def _look_at_all(
+    pictures: Sequence[PictureFile], limits: ImageLimits, read: Callable[[Path, ImageLimits], Header]
+) -> list[_Look | Dropped]:
+    """Read every picture. Threads pay because hashing and waiting for the disk both leave the interpreter free."""
+
+    def look(picture: PictureFile) -> _Look | Dropped:
+        try:
+            return _Look(read(picture.path, limits), sha256_file(picture.path))
+        except UnreadableImage as error:
+            return Dropped(picture.path, error.reason)
+        except OSError as error:
+            return Dropped(picture.path, f"the system says: {error.strerror}")
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(look, pictures))
+
+
+def _sample(picture: PictureFile, look: _Look, caption: str, source: str, mask: Path | None) -> Sample:
+    return Sample(
+        path=picture.path,
+        name=picture.name,
+        folder=picture.folder.name,
+        repeats=picture.folder.repeats,
+        caption=caption,
+        caption_source=source,
+        width=look.header.width,
+        height=look.header.height,
+        sha256=look.sha256,
+        mask=mask,
+    )
+
+
+def _nothing_usable(found: Scan, dropped: Sequence[Dropped]) -> str:
+    """Why there is no picture: what was looked for, and what was found instead."""
+    endings = " ".join(PICTURE_EXTENSIONS)
+    if found.pictures:
+        unreadable = dropped[len(found.dropped) :]
+        reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in unreadable[:5])
+        return f"none of the {len(found.pictures)} pictures can be used. {reasons}"
+    kinds = Counter(PurePath(name).suffix.lower() or "no extension" for name in found.file_names)
+    instead = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(5)) or "no files at all"
+    folders = [item for item in dropped if item.path.is_dir()]
+    nested = f" {folders[0].path}: {folders[0].reason}" if folders else ""
+    return f"no pictures ({endings}) in this folder or the folders in it. Found instead: {instead}.{nested}"
+
+
+def _format_notes(usable: Sequence[tuple[PictureFile, _Look]]) -> Iterator[str]:
+    """Pictures whose name says another format than their content."""
+    called = [
+        (picture, _FORMATS[PurePath(picture.file_name).suffix.lower()], look.header.format) for picture, look in usable
+    ]
+    wrong = [f"{picture.name} is {content}" for picture, name, content in called if name != content]
+    if wrong:
+        yield f"{len(wrong)} pictures are not what their name says, and are read by content: {named(wrong)}."
+
+
+def _drop_notes(dropped: Sequence[Dropped]) -> Iterator[str]:
+    if dropped:
+        items = named([f"{item.path.name} ({item.reason})" for item in dropped])
+        yield f"{len(dropped)} files or folders are not used: {items}"
+
+
+def _inside(root: Path, path: Path) -> str:
+    """``path`` inside ``root``, printable even where a name is not valid text."""
+    return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()

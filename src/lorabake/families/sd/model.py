@@ -1,0 +1,135 @@
+"""Stable Diffusion 1.x/2.x as lorabake's loop sees it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lorabake.base.files import replacing, sha256_file, write_atomic
+from lorabake.families.sd.load import load_folder
+from lorabake.protocols.family import Conditioning, Layer, LayerGroup, ModelFacts, Part
+
+_PREFIX: dict[Part, str] = {"denoiser": "lora_unet", "text_encoder": "lora_te"}
+_FOLDERS: dict[Part, str] = {"denoiser": "unet", "text_encoder": "text_encoder"}
+_WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
+
+
+class SDModel:
+    """A loaded model; see :class:`lorabake.protocols.family.Model`.
+
+    Args:
+        facts: what :func:`lorabake.families.inspect_model` said of it.
+        dtype: of the frozen weights and activations.
+        device: where to load it, straight from the file.
+        clip_skip: take the text encoder's ``clip_skip``-th last hidden state (1 = the last); None is the ordinary output.
+    """
+
+    def __init__(self, facts: ModelFacts, *, dtype: torch.dtype = torch.float32, device: str = "cpu", clip_skip: int | None = None) -> None:
+        self.facts, self._clip_skip = facts, clip_skip
+        self.unet, self.text_encoder, self.vae, self.tokenizer, self.sampler = load_folder(facts.path, dtype=dtype, device=device)
+        self.parts: Mapping[Part, nn.Module] = {"denoiser": self.unet, "text_encoder": self.text_encoder}
+        for module in (self.unet, self.text_encoder, self.vae):
+            module.requires_grad_(False).eval()
+        self.betas_T = _betas(self.sampler)
+        self._layers = [layer for part in self.parts for layer in _layers(part, self.parts[part])]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the denoiser's weights."""
+        return self.unet.conv_in.weight.dtype
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of the denoiser's and text encoder's weights files, in that order."""
+        return _digest(self.facts.path / "unet", self.facts.path / "text_encoder")
+
+    @functools.cached_property
+    def latent_space(self) -> str:
+        """sha256 of the VAE's weights and configuration files."""
+        return _digest(self.facts.path / "vae")
+
+    def layers(self) -> Sequence[Layer]:
+        """Every Linear and Conv2d, denoiser first, in module order."""
+        return self._layers
+
+    @torch.no_grad()
+    def encode_images(self, images_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Scaled latents."""
+        posterior = self.vae.encode(images_BCHW.to(self.device, self.vae.encoder.conv_in.weight.dtype))
+        latents = posterior.mean if generator is None else posterior.sample(generator)
+        return latents * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1]."""
+        return self.vae.decode(latents_BCHW / self.vae.config.scaling_factor)
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Ids of 77 tokens each."""
+        return torch.tensor(self.tokenizer.encode(captions))
+
+    def encode_text(self, ids_BL: Tensor) -> Conditioning:
+        """``text_BLD``: hidden states of every token."""
+        return {"text_BLD": self.text_encoder(ids_BL.to(self.device), clip_skip=self._clip_skip)}
+
+    def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's output."""
+        return self.unet(latents_BCHW.to(self.dtype), timesteps_B.to(self.device), conditioning["text_BLD"].to(self.dtype))
+
+    def checkpoint_gradients(self, enabled: bool) -> None:
+        """Recompute each UNet block in the backward pass."""
+        self.unet.checkpoint_gradients(enabled)
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers folder: the weights as they are now, everything else as it came."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for item in self.facts.path.iterdir():
+            if item.is_dir() and item.name not in _WEIGHTS:
+                shutil.copytree(item, folder / item.name, dirs_exist_ok=True)
+            elif item.is_file() and item.suffix == ".json":
+                write_atomic(folder / item.name, item.read_bytes())
+        for part, name in _FOLDERS.items():
+            config = json.loads((self.facts.path / name / "config.json").read_text(encoding="utf-8"))
+            write_atomic(folder / name / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+            tensors = {key: tensor.detach().contiguous() for key, tensor in self.parts[part].state_dict().items()}
+            with replacing(folder / name / _WEIGHTS[name]) as path:
+                save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _digest(*folders: Path) -> str:
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".json")]
+    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+
+
+def _betas(sampler: Mapping[str, object]) -> Tensor:
+    start, end, count = float(sampler["beta_start"]), float(sampler["beta_end"]), int(sampler["num_train_timesteps"])  # type: ignore[arg-type]
+    if sampler.get("beta_schedule", "scaled_linear") == "linear":
+        return torch.linspace(start, end, count, dtype=torch.float64)
+    return torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32).double() ** 2
+
+
+def _layers(part: Part, root: nn.Module) -> Iterator[Layer]:
+    for path, module in root.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            yield Layer(part, path, module, _group(part, path), f"{_PREFIX[part]}_{path.replace('.', '_')}")
+
+
+def _group(part: Part, path: str) -> LayerGroup:
+    if part == "text_encoder":
+        return "text"
+    if ".attentions." in path:
+        return "transformer"
+    return "resnet" if any(f".{name}." in path for name in ("resnets", "downsamplers", "upsamplers")) else "other"

@@ -1,0 +1,1 @@
+"""Weight files: safetensors read with suspicion and written to the same bytes every time, names, metadata, hashes."""

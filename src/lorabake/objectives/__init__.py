@@ -1,0 +1,1 @@
+"""What is predicted and how wrong it was: noise, timesteps, targets, losses and weightings, as short functions."""

@@ -1,0 +1,1 @@
+"""Optimizers as rows over packages, the flat buffer they step on, and learning-rate schedules."""

@@ -1,0 +1,60 @@
+"""One flat buffer for all trained weights of a learning rate, and one for their gradients.
+
+Hundreds of small tensors become one: the optimizer step, clipping, zeroing and the finite check are a call each. The parameters
+themselves stay where they are used; only their memory is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatGroup:
+    """Parameters that share a learning rate, packed. ``values`` is what the optimizer steps on; its ``grad`` is the packed gradient."""
+
+    def __init__(self, name: str, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.name = name
+        total = sum(parameter.numel() for parameter in parameters.values())
+        first = next(iter(parameters.values()))
+        self.values = nn.Parameter(torch.empty(total, dtype=torch.float32, device=first.device))
+        self.values.grad = torch.zeros_like(self.values)
+        self._spans: dict[str, tuple[int, int]] = {}
+        start = 0
+        for key, parameter in parameters.items():
+            end = start + parameter.numel()
+            self.values.data[start:end].copy_(parameter.detach().reshape(-1))
+            parameter.data = self.values.data[start:end].view(parameter.shape)
+            parameter.grad = self.values.grad[start:end].view(parameter.shape)
+            self._spans[key] = (start, end)
+            start = end
+
+    @property
+    def gradient(self) -> Tensor:
+        """The packed gradient."""
+        assert self.values.grad is not None
+        return self.values.grad
+
+    def zero_gradient(self) -> None:
+        """Forget the gradient, in place: the parameters' own gradients are views of it."""
+        self.gradient.zero_()
+
+    def not_finite(self) -> list[str]:
+        """Names of parameters whose gradient has a NaN or an infinity."""
+        finite = torch.isfinite(self.gradient)
+        return [key for key, (start, end) in self._spans.items() if not bool(finite[start:end].all())]
+
+
+def clip_gradients(groups: list[FlatGroup], max_norm: float) -> Tensor:
+    """Scale all gradients so that their joint L2 norm is at most ``max_norm`` (0 = never); returns the norm before, 0-d.
+
+    The factor is ``min(1, max_norm / (norm + 1e-6))``, as in ``torch.nn.utils.clip_grad_norm_``.
+    """
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(group.gradient) for group in groups]))
+    if max_norm > 0:
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for group in groups:
+            group.gradient.mul_(factor)
+    return norm

@@ -1,0 +1,72 @@
+"""What a network type offers, and what a grafted adapter can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from lorabake.base.cards import Card, Settings
+from lorabake.protocols.family import Layer, Model, Part
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+
+@dataclass(frozen=True)
+class AdapterCard(Card):
+    """A network type's card. ``code`` names a :class:`LayerType`, or for ``whole_model`` types a ``graft`` function."""
+
+    saves: Literal["lora", "model"] = "lora"
+    """What its checkpoints are: a LoRA file, or a whole model folder."""
+    network_module: str = "networks.lora"
+    """``ss_network_module`` as clients know it."""
+
+
+class LayerType(Protocol):
+    """A network type that changes layers one by one. One file in ``adapters/`` offers exactly this."""
+
+    def fits(self, layer: Layer, settings: Any) -> bool:
+        """Whether ``layer`` gets an adapter under these settings."""
+        ...
+
+    def create(self, layer: Layer, settings: Any, generator: Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Trainable weights and constants at birth, named as in the file (``lora_down.weight``, ``alpha``); the change is zero."""
+        ...
+
+    def forward(self, base: nn.Module, x: Tensor, weights: Mapping[str, Tensor], multiplier: float, settings: Any, training: bool) -> Tensor:
+        """The changed layer's output."""
+        ...
+
+    def delta(self, base: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
+        """ΔW in the shape of ``base.weight``: the change at multiplier 1."""
+        ...
+
+    def settings_of(self, weights: Mapping[str, Tensor]) -> Settings:
+        """Settings that make a layer able to hold these weights, read from a file's tensors."""
+        ...
+
+
+class Graft(Protocol):
+    """An adapter on a model. Removing it leaves the base bit-identical."""
+
+    card: AdapterCard
+    model: Model
+    multiplier: float
+    training: bool
+
+    def parameters(self) -> dict[Part, dict[str, nn.Parameter]]:
+        """What is trained, by part and by name in the file."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything the file holds: weights and constants by full key."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy values in from a file's tensors (same keys and shapes)."""
+        ...
+
+    def remove(self) -> None:
+        """Take the adapter off."""
+        ...

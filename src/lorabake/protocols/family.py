@@ -1,0 +1,122 @@
+"""What a model family offers: facts read without torch, and a loaded model that can encode, predict and name its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from lorabake.base.cards import Card
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Prediction = Literal["epsilon", "v"]
+Part = Literal["denoiser", "text_encoder"]
+LayerGroup = Literal["transformer", "resnet", "text", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of a base model from its small files alone, before any weight is read."""
+
+    family: str
+    path: Path
+    name: str
+    prediction: Prediction
+    resolution: int
+    """Side in pixels of the square the model was trained on; areas are budgeted against its square."""
+    pixel_step: int
+    """Picture sides must be multiples of this many pixels (VAE scale × the denoiser's own down-sampling)."""
+    latent_scale: int
+    """Pixels per latent cell along a side."""
+    latent_channels: int
+    base_version: str
+    """``ss_base_model_version`` as other tools write it, e.g. ``sd_v1``."""
+    architecture: str
+    """``modelspec.architecture`` without the adapter suffix, e.g. ``stable-diffusion-v1``."""
+    small: bool
+    """Narrow layers, as the pocket model has: they want a higher learning rate, and one thread on a CPU."""
+
+
+@dataclass(frozen=True)
+class FamilyCard(Card):
+    """A family's card: how its models are recognised on disk, from names and metadata inside, never from the file's name."""
+
+    recognise: Callable[[Path], ModelFacts | None] = lambda path: None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of a model that an adapter may change."""
+
+    part: Part
+    path: str
+    """Dotted path of the module inside its part."""
+    module: nn.Module
+    group: LayerGroup
+    key: str
+    """The layer's name in kohya-format files, e.g. ``lora_unet_mid_block_attentions_0_proj_in``."""
+
+
+Conditioning = dict[str, "Tensor"]
+"""What the denoiser is told besides the latents; every tensor has the batch first."""
+
+
+class Model(Protocol):
+    """A loaded base model. Latents are scaled as the denoiser expects them; images are RGB in [-1, 1]."""
+
+    facts: ModelFacts
+    parts: Mapping[Part, nn.Module]
+    betas_T: Tensor
+    """Noise schedule of training, float64 on the CPU."""
+    sampler: Mapping[str, object]
+    """The scheduler settings the model came with (timestep spacing, steps offset …)."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the denoiser's and text encoder's files."""
+        ...
+
+    @property
+    def latent_space(self) -> str:
+        """sha256 (hex) of what makes latents: the VAE's bytes and its scale. Cached latents carry it in their keys."""
+        ...
+
+    def layers(self) -> Sequence[Layer]:
+        """Every layer an adapter may change, in a fixed order."""
+        ...
+
+    def encode_images(self, images_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents of images; the posterior's mean without a generator, a sample with one."""
+        ...
+
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """Images of latents, in [-1, 1] give or take the decoder's overshoot."""
+        ...
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Token ids ``ids_BL``, padded and cut to the model's length."""
+        ...
+
+    def encode_text(self, ids_BL: Tensor) -> Conditioning:
+        """Conditioning of token ids; gradients flow into the text encoder where it is trained."""
+        ...
+
+    def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's output (ε or v, as ``facts.prediction`` says) for noisy latents."""
+        ...
+
+    def checkpoint_gradients(self, enabled: bool) -> None:
+        """Trade time for memory: recompute activations in the backward pass."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the whole model as a folder that other tools read (weights as they are now)."""
+        ...

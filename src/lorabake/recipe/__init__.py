@@ -1,0 +1,6 @@
+"""The recipe: one TOML file, one typed object. Unknown keys are errors, and every derived value says why."""
+
+from lorabake.recipe.check import Checked, check, check_values
+from lorabake.recipe.recipe import Choice, Recipe
+
+__all__ = ["Checked", "Choice", "Recipe", "check", "check_values"]

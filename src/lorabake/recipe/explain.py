@@ -1,0 +1,76 @@
+"""What every setting means, from the docstrings beside the settings themselves."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from lorabake.base.cards import ROOMS, cards
+from lorabake.base.errors import UserError, nearest
+from lorabake.recipe.sections import PARTS, SECTIONS, RateSettings
+
+
+def explain(name: str) -> list[dict[str, Any]]:
+    """Entries for a setting (``adapter.rank``), a section (``train``) or a part (``lora``): name, part, type, default, allowed, text.
+
+    Raises:
+        UserError: nothing has that name.
+    """
+    entries = list(_entries())
+    found = [entry for entry in entries if name in (entry["name"], entry["part"]) or entry["name"].startswith(f"{name}.")]
+    if not found:
+        known = {entry["name"] for entry in entries} | {entry["part"] for entry in entries if entry["part"]} | {*SECTIONS, *PARTS}
+        raise UserError(f"'{name}' is not a setting, section or part. {nearest(name, known)}")
+    return found
+
+
+def _entries() -> Iterator[dict[str, Any]]:
+    for section, settings in SECTIONS.items():
+        yield from _fields(section, "", settings)
+    for kind in PARTS:
+        yield _entry(f"{kind}.name", "", str, PARTS[kind], "Which one. See `lorabake list`.", "one of " + ", ".join(cards(kind)))
+        if kind == "optimizer":
+            yield from _fields(kind, "", RateSettings)
+        for name, card in cards(kind).items():
+            yield from _fields(kind, name, card.settings)
+    for kind in ROOMS.keys() - PARTS.keys():
+        for name, card in cards(kind).items():
+            yield _entry(kind, name, str, None, card.summary, "")
+
+
+def _fields(prefix: str, part: str, settings: type[BaseModel]) -> Iterator[dict[str, Any]]:
+    for name, field in settings.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _fields(f"{prefix}.{name}", part, annotation)
+        else:
+            default = None if field.is_required() or field.default is None else field.default
+            yield _entry(f"{prefix}.{name}", part, annotation, default, field.description or "", _allowed(field))
+
+
+def _entry(name: str, part: str, annotation: Any, default: Any, text: str, allowed: str) -> dict[str, Any]:
+    shown = default if default is None or isinstance(default, int | float | str) else str(default)
+    return {"name": name, "part": part, "type": _type(annotation), "default": shown, "allowed": allowed, "text": " ".join(text.split())}
+
+
+def _type(annotation: Any) -> str:
+    options = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return "text"
+    if options and typing.get_origin(annotation) is not tuple:
+        return " or ".join(dict.fromkeys(_type(option) for option in options if option is not type(None)))
+    names = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "Duration": '"N epochs" or "N steps"'}
+    return names.get(getattr(annotation, "__name__", ""), "list" if typing.get_origin(annotation) is tuple else "path")
+
+
+def _allowed(field: FieldInfo) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    limits = [f"{sign} {getattr(item, name)}" for item in field.metadata for name, sign in signs.items() if getattr(item, name, None) is not None]
+    for option in (field.annotation, *typing.get_args(field.annotation)):
+        if typing.get_origin(option) is typing.Literal:
+            limits.append("one of " + ", ".join(map(str, typing.get_args(option))))
+    return ", ".join(limits)

@@ -1,0 +1,52 @@
+"""Fills in what a recipe leaves open, from the base model and the machine, each with its reason."""
+
+from __future__ import annotations
+
+import os
+
+from lorabake.protocols.family import ModelFacts
+from lorabake.recipe.recipe import Recipe
+
+SMALL_MODEL_LR = 1.5e-3
+USUAL_LR = 1e-4
+FULL_LR = 1e-5
+
+
+def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
+    """A recipe with nothing left open. Resolving twice changes nothing."""
+    buckets = recipe.data.buckets
+    derived = {"resolution": facts.resolution, "step": facts.pixel_step}
+    if missing := {name: value for name, value in derived.items() if name not in buckets.model_fields_set}:
+        why = f"{facts.name} works at {facts.resolution} px, with sides in steps of {facts.pixel_step}"
+        recipe = recipe.with_value("data", "buckets", buckets.model_copy(update=missing), why)
+    recipe = _rates(recipe, facts)
+    recipe = _machine(recipe, facts)
+    if recipe.output.name is None:
+        recipe = recipe.with_value("output", "name", recipe.data.folder.resolve().name, "the dataset folder's name")
+    return recipe
+
+
+def _rates(recipe: Recipe, facts: ModelFacts) -> Recipe:
+    full = recipe.adapter.name == "full"
+    if recipe.rates.lr is None:
+        lr = (SMALL_MODEL_LR if facts.small else USUAL_LR) if not full else FULL_LR
+        why = "usual for AdamW and a LoRA" if not facts.small else f"{facts.name} is small: narrow layers need a higher rate than the usual 1e-4"
+        recipe = recipe.with_value("optimizer", "lr", lr, why if not full else "full fine-tuning moves every weight: small steps")
+    if recipe.rates.text_encoder_lr is None:
+        recipe = recipe.with_value("optimizer", "text_encoder_lr", (recipe.rates.lr or 0) / 2, "half of lr: the text encoder over-trains first")
+    return recipe
+
+
+def _machine(recipe: Recipe, facts: ModelFacts) -> Recipe:
+    if recipe.train.device is None:
+        import torch
+
+        found = torch.cuda.is_available()
+        recipe = recipe.with_value("train", "device", "cuda" if found else "cpu", "a GPU was found" if found else "no GPU was found")
+    if recipe.train.precision is None:
+        gpu = recipe.train.device == "cuda"
+        recipe = recipe.with_value("train", "precision", "bf16" if gpu else "fp32", "half the memory, and faster" if gpu else "as fast as bf16 on most CPUs, and exact")
+    if recipe.train.threads is None:
+        threads = 1 if facts.small else max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        recipe = recipe.with_value("train", "threads", threads, "small models run fastest on one thread" if facts.small else "all cores")
+    return recipe

@@ -1,0 +1,110 @@
+"""Settings that belong to no single part, by section of the recipe. Each field's docstring is what ``lorabake explain`` says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from lorabake.base.cards import Settings
+from lorabake.base.units import Duration, Epochs
+from lorabake.dataset.buckets import BucketConfig
+from lorabake.dataset.caption import CaptionConfig
+
+
+class ModelSettings(Settings):
+    """The base model."""
+
+    base: str = "pocket"
+    """Base model to train on: a model folder in diffusers layout, or 'pocket' for the small one that comes with lorabake."""
+    clip_skip: int | None = Field(None, ge=1, le=12)
+    """Use the text encoder's last-but-N hidden state (2 is the habit for anime SD1.x models). Absent: the ordinary output."""
+
+
+class DataSettings(Settings):
+    """The pictures and captions."""
+
+    folder: Path
+    """Dataset folder: subfolders named R_name (R = repeats per epoch), or pictures directly in it; captions beside them as .txt."""
+    flip: bool = False
+    """Show each picture mirrored half of the time. Not for subjects that are not symmetric."""
+    buckets: BucketConfig = BucketConfig()
+    """Sizes that pictures are fitted into."""
+    captions: CaptionConfig = CaptionConfig()
+    """What is done to captions at each step."""
+
+
+class RateSettings(Settings):
+    """Learning rates, in the optimizer section."""
+
+    lr: float | None = Field(None, ge=0, le=10)
+    """Learning rate of the denoiser; 0 leaves it untrained. 1e-4 is usual for LoRA on full-size models."""
+    text_encoder_lr: float | None = Field(None, ge=0, le=10)
+    """Learning rate of the text encoder; 0 leaves it untrained and lets its output be cached. Default: half of lr."""
+
+
+class TrainSettings(Settings):
+    """The run."""
+
+    length: Duration = Epochs(10)
+    """How long to train: "10 epochs" or "2400 steps" (optimizer steps)."""
+    batch_size: int = Field(1, ge=1, le=4096)
+    """Pictures per forward pass. Larger is steadier and, up to a point, faster per picture; costs memory."""
+    gradient_accumulation: int = Field(1, ge=1, le=1024)
+    """Forward passes per optimizer step: the effective batch is batch_size × this."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are scaled down to this joint L2 norm; 0 never. 1 is usual."""
+    seed: int = Field(42, ge=0, lt=2**63)
+    """Everything random derives from it: the same recipe gives the same bytes."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Type of the frozen weights and activations; the adapter itself is always float32. Default: bf16 on a GPU that has it, fp32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations instead of keeping them: about 40 % slower, much less memory."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Where to train. Default: the GPU if there is one."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """CPU threads. Default: 1 for small models, where more are slower, else all cores. Part of what makes bytes repeat."""
+
+
+class SaveSettings(Settings):
+    """What is written, and when."""
+
+    every: Duration = Epochs(1)
+    """How often a checkpoint is written. The last one is always written."""
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Number type in the files. fp16 is what clients expect."""
+    state_every: float = Field(60.0, gt=0)
+    """Seconds between saves of the state a killed run continues from. It never changes the result."""
+
+
+class SampleSettings(Settings):
+    """Pictures drawn while training. They never change the result."""
+
+    prompts: tuple[str, ...] = ()
+    """Prompts drawn at every checkpoint and before the first step, in kohya's prompt-line form ("text --n negative --d seed --s steps --l cfg")."""
+
+
+class OutputSettings(Settings):
+    """What the file says of itself."""
+
+    name: str | None = Field(None, pattern=r"^[^/\\:*?\"<>|\x00-\x1f]+$")
+    """File name of the LoRA, without suffix. Default: the dataset folder's name."""
+    trigger: str | None = None
+    """Trigger words, written into the metadata so that the file is not an orphan."""
+    comment: str | None = None
+    """Free text for the metadata."""
+
+
+SECTIONS: dict[str, type[Settings]] = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "train": TrainSettings,
+    "save": SaveSettings,
+    "sample": SampleSettings,
+    "output": OutputSettings,
+}
+"""Sections with fixed settings."""
+
+PARTS: dict[str, str] = {"adapter": "lora", "objective": "diffusion", "optimizer": "adamw", "schedule": "cosine"}
+"""Sections whose settings come from the card of the part named in them, and the default part."""

@@ -1,0 +1,34 @@
+"""Writing recipes: TOML with the reason beside each derived value."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lorabake.recipe.recipe import Recipe
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as a file. Reading it back gives an equal recipe."""
+    lines: list[str] = []
+    for section, values in recipe.to_dict().items():
+        tables = {name: value for name, value in values.items() if isinstance(value, dict)}
+        lines.append(f"[{section}]")
+        lines += [_line(recipe, f"{section}.{name}", name, value) for name, value in values.items() if name not in tables]
+        for name, table in tables.items():
+            reason = recipe.reasons.get(f"{section}.{name}")
+            lines += ["", f"[{section}.{name}]" + (f"  # {reason}" if reason else "")]
+            lines += [_line(recipe, f"{section}.{name}.{key}", key, value) for key, value in table.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _line(recipe: Recipe, dotted: str, name: str, value: Any) -> str:
+    reason = recipe.reasons.get(dotted)
+    return f"{name} = {_value(value)}" + (f"  # {reason}" if reason else "")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)  # TOML's strings, numbers and booleans are written as JSON's

@@ -1,0 +1,150 @@
+"""Draws pictures from a loaded model, in the numbers of diffusers' pipeline: the same seed gives the same picture there.
+
+What is grafted on the model is drawn with; this module knows nothing of adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lorabake.base.errors import Problem, Problems, UserError
+from lorabake.protocols.family import Conditioning, Model, ModelFacts
+from lorabake.sampling.ddim import SAMPLERS, step
+from lorabake.sampling.prompts import Prompt, shortened
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total), counted in denoising steps of single pictures."""
+
+
+@torch.inference_mode()
+def draw(
+    model: Model, prompts: Sequence[Prompt], *, batch_size: int = 8, progress: Progress | None = None
+) -> list[Image.Image]:
+    """One RGB picture for each prompt, in their order.
+
+    Prompts of the same size, steps and sampler are drawn together. A picture does not depend on what else is drawn, but for the
+    last bit of float32 sums, whose order may change with the batch. Values that are not finite come out black.
+
+    Args:
+        model: on any device; noise is always drawn on the CPU, in float32, from a generator of its own.
+        prompts: sides that are None become ``model.facts.resolution``.
+        batch_size: most pictures drawn at once; with guidance the denoiser sees twice as many rows.
+        progress: told after every step; an error it raises ends the drawing.
+
+    Raises:
+        Problems: sides or steps that this model cannot draw, of all prompts at once.
+        UserError: ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"A batch of {batch_size} pictures cannot be drawn; batch_size must be at least 1.")
+    prompts = [prompt.sized(model.facts.resolution) for prompt in prompts]
+    check(model, prompts)
+    texts = _Texts(model, prompts, batch_size)
+    done, total = 0, sum(prompt.steps for prompt in prompts)
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    pictures: dict[int, Image.Image] = {}
+    for indices in _batches(prompts, batch_size):
+        images_BCHW = _draw_batch(model, [prompts[i] for i in indices], texts, advance)
+        pictures.update(zip(indices, to_pictures(images_BCHW), strict=True))
+    return [pictures[i] for i in range(len(prompts))]
+
+
+def check(model: Model, prompts: Sequence[Prompt]) -> None:
+    """Whether the model can draw these prompts; sides must be set.
+
+    Raises:
+        Problems: everything it cannot.
+    """
+    problems: list[Problem] = []
+    unit = model.facts.pixel_step
+    for number, prompt in enumerate(prompts, 1):
+        for name, side in (("width", prompt.width), ("height", prompt.height)):
+            if side is not None and side % unit:
+                below, above = side // unit * unit, (side // unit + 1) * unit
+                allowed = f"{below} or {above}" if below else str(above)
+                problems.append(
+                    Problem(f"prompt {number}, {name}", f"{side} is not a multiple of {unit}; use {allowed}")
+                )
+        try:
+            SAMPLERS[prompt.sampler](model.betas_T, model.sampler, prompt.steps)
+        except UserError as error:
+            problems.append(Problem(f"prompt {number}, steps", str(error)))
+    if problems:
+        raise Problems(
+            f"Drawing '{shortened(prompts[0].text)}'" + (" and others" if len(prompts) > 1 else ""), problems
+        )
+
+
+def start_noise(facts: ModelFacts, prompt: Prompt) -> Tensor:
+    """Noise the picture begins as, (1, C, H/f, W/f), as diffusers' pipeline draws it with ``torch.Generator().manual_seed(seed)``."""
+    height, width = prompt.height or facts.resolution, prompt.width or facts.resolution
+    shape = (1, facts.latent_channels, height // facts.latent_scale, width // facts.latent_scale)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(prompt.seed))
+
+
+def to_pictures(images_BCHW: Tensor) -> list[Image.Image]:
+    """8-bit pictures of images in [-1, 1]; what lies outside is clipped, and NaN is black."""
+    shares = (images_BCHW.float() / 2 + 0.5).nan_to_num(0.0).clamp(0, 1)
+    bytes_BHWC = (shares * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(pixels_HWC) for pixels_HWC in bytes_BHWC]
+
+
+class _Texts:
+    """Conditioning of every distinct text that is needed, encoded once."""
+
+    def __init__(self, model: Model, prompts: Sequence[Prompt], batch_size: int) -> None:
+        needed = [text for prompt in prompts for text in _texts_of(prompt)]
+        self._rows = {text: row for row, text in enumerate(dict.fromkeys(needed))}
+        distinct = list(self._rows)
+        chunks = [distinct[i : i + batch_size] for i in range(0, len(distinct), batch_size)]
+        encoded = [model.encode_text(model.tokenize(chunk)) for chunk in chunks]
+        self._conditioning = (
+            {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]} if encoded else {}
+        )
+
+    def of(self, texts: Sequence[str]) -> Conditioning:
+        """Conditioning with one row for each text."""
+        rows = [self._rows[text] for text in texts]
+        return {name: tensor[rows] for name, tensor in self._conditioning.items()}
+
+
+def _texts_of(prompt: Prompt) -> tuple[str, ...]:
+    return (prompt.negative, prompt.text) if prompt.cfg > 1 else (prompt.text,)
+
+
+def _batches(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
+    alike: dict[object, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        alike.setdefault((prompt.width, prompt.height, prompt.steps, prompt.sampler, prompt.cfg > 1), []).append(index)
+    return [group[i : i + batch_size] for group in alike.values() for i in range(0, len(group), batch_size)]
+
+
+def _draw_batch(model: Model, prompts: Sequence[Prompt], texts: _Texts, advance: Callable[[int], None]) -> Tensor:
+    """Images of prompts that share size, steps, sampler and whether they are guided."""
+    guided = prompts[0].cfg > 1
+    trajectory = SAMPLERS[prompts[0].sampler](model.betas_T, model.sampler, prompts[0].steps)
+    latents_BCHW = (
+        torch.cat([start_noise(model.facts, prompt) for prompt in prompts]).to(model.device) * trajectory.noise_scale
+    )
+    conditioning = texts.of([prompt.negative for prompt in prompts] * guided + [prompt.text for prompt in prompts])
+    cfg_B111 = torch.tensor([prompt.cfg for prompt in prompts], device=model.device).view(-1, 1, 1, 1)
+    for leg in trajectory.legs:
+        asked_BCHW = torch.cat([latents_BCHW] * (1 + guided))
+        timesteps_B = torch.full((len(asked_BCHW),), leg.timestep, device=model.device)
+        output_BCHW = model.predict(asked_BCHW, timesteps_B, conditioning).float()
+        if guided:
+            away_BCHW, towards_BCHW = output_BCHW.chunk(2)
+            output_BCHW = away_BCHW + cfg_B111 * (towards_BCHW - away_BCHW)
+        latents_BCHW = step(output_BCHW, latents_BCHW, leg, model.facts.prediction)
+        advance(len(prompts))
+    return model.decode_latents(latents_BCHW)

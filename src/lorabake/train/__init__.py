@@ -1,0 +1,1 @@
+"""Training: preparing a run, the one loop, its checkpoints, and the state a killed run continues from."""

@@ -1,0 +1,85 @@
+"""From a checked recipe to everything the loop works with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from lorabake.adapters import graft
+from lorabake.base.cards import find
+from lorabake.base.events import Events
+from lorabake.dataset.caption import is_static
+from lorabake.dataset.order import batches_per_epoch
+from lorabake.families import load_model
+from lorabake.objectives.diffusion import Diffusion
+from lorabake.optimizers._flat import FlatGroup
+from lorabake.protocols.family import Model, Part
+from lorabake.recipe import Checked, Recipe
+from lorabake.train.latents import View, cached_latents
+from lorabake.train.loop import Bake
+from lorabake.train.text import TextSource
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CACHE = Path(".lorabake", "latents")
+"""Where a dataset keeps its latents. Safe to delete."""
+
+
+def prepare(checked: Checked, events: Events) -> Bake:
+    """Load the model, graft the adapter, encode what is not cached, and build the optimizer."""
+    recipe = checked.recipe
+    torch.set_num_threads(recipe.train.threads or 1)
+    torch.set_flush_denormal(True)  # fading optimizer moments would otherwise slow a CPU down many times
+    dtype, device = _DTYPES[recipe.train.precision or "fp32"], recipe.train.device or "cpu"
+    model = load_model(checked.facts, dtype=dtype, device=device, clip_skip=recipe.model.clip_skip)
+    latents = _latents(checked, model, events)
+    rates: dict[Part, float] = {"denoiser": recipe.rates.lr or 0.0, "text_encoder": recipe.rates.text_encoder_lr or 0.0}
+    parts = tuple(part for part, rate in rates.items() if rate > 0)
+    grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
+    grafted.training = True
+    model.checkpoint_gradients(recipe.train.gradient_checkpointing)
+    groups = [FlatGroup(part, parameters) for part, parameters in grafted.parameters().items()]
+    base_rates = [rates[group.name] for group in groups]  # pyright: ignore[reportArgumentType]
+    buckets = [placement.bucket_wh for placement in checked.placements]
+    per_epoch = steps_per_epoch(checked)
+    return Bake(
+        recipe=recipe,
+        model=model,
+        graft=grafted,
+        objective=Diffusion(recipe.objective.settings, model.betas_T, model.facts.prediction, model.device),  # pyright: ignore[reportArgumentType]
+        text=TextSource(model, trained="text_encoder" in parts, repeating=is_static(recipe.data.captions)),
+        groups=groups,
+        base_rates=base_rates,
+        optimizer=_optimizer(recipe, groups, base_rates),
+        samples=checked.dataset.samples,
+        latents=latents,
+        buckets=buckets,
+        steps_per_epoch=per_epoch,
+        total_steps=recipe.train.length.steps(per_epoch),
+    )
+
+
+def steps_per_epoch(checked: Checked) -> int:
+    """Optimizer steps of one epoch."""
+    recipe, samples = checked.recipe, checked.dataset.samples
+    buckets = [placement.bucket_wh for placement in checked.placements]
+    batches = batches_per_epoch(buckets, [sample.repeats for sample in samples], recipe.train.batch_size)
+    return math.ceil(batches / recipe.train.gradient_accumulation)
+
+
+def _latents(checked: Checked, model: Model, events: Events) -> list[list[torch.Tensor]]:
+    samples, placements = checked.dataset.samples, checked.placements
+    mirrorings = (False, True) if checked.recipe.data.flip else (False,)
+    views = [View(sample, place, mirrored) for sample, place in zip(samples, placements, strict=True) for mirrored in mirrorings]
+    found = cached_latents(
+        views, model, checked.dataset.path / CACHE, lambda done, total: events.emit("encoding", done=done, total=total)
+    )
+    count = len(mirrorings)
+    return [found[start : start + count] for start in range(0, len(found), count)]
+
+
+def _optimizer(recipe: Recipe, groups: list[FlatGroup], rates: list[float]) -> torch.optim.Optimizer:
+    card = find("optimizer", recipe.optimizer.name)
+    arguments = recipe.optimizer.settings.model_dump()
+    return card.load()([{"params": [group.values], "lr": rate} for group, rate in zip(groups, rates, strict=True)], fused=True, **arguments)

@@ -1,0 +1,118 @@
+"""Checkpoints: LoRA files with full metadata, or whole model folders for adapters that train the model itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lorabake
+from lorabake.formats.kohya import write_lora
+from lorabake.formats.metadata import TrainingFacts, training_metadata
+from lorabake.recipe import Checked
+from lorabake.train.loop import Bake
+
+
+def checkpoint_name(name: str, bake: Bake, step: int) -> str:
+    """``mira-000003`` after epoch 3, ``mira-step00000500`` inside an epoch, ``mira`` at the end."""
+    if step >= bake.total_steps:
+        return name
+    epoch, inside = divmod(step, bake.steps_per_epoch)
+    return f"{name}-step{step:08d}" if inside else f"{name}-{epoch:06d}"
+
+
+def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int) -> Path:
+    """Write the adapter as it is after ``step`` optimizer steps; returns its path."""
+    name = checkpoint_name(checked.recipe.output.name or "lora", bake, step)
+    if bake.graft.card.saves == "model":  # type: ignore[comparison-overlap]
+        bake.model.save(folder / name)
+        return folder / name
+    path = folder / f"{name}.safetensors"
+    write_lora(path, bake.graft.tensors(), training_metadata(_facts(checked, bake, step)), checked.recipe.save.dtype)
+    return path
+
+
+def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
+    recipe, facts, dataset = checked.recipe, checked.facts, checked.dataset
+    train, captions, buckets = recipe.train, recipe.data.captions, recipe.data.buckets
+    adapter, objective, schedule = (choice.settings.model_dump() for choice in (recipe.adapter, recipe.objective, recipe.schedule))
+    epochs = -(-bake.total_steps // bake.steps_per_epoch)
+    return TrainingFacts(
+        output_name=recipe.output.name or "lora",
+        training_comment=recipe.output.comment,
+        trigger_words=[recipe.output.trigger] if recipe.output.trigger else [],
+        lorabake_version=lorabake.__version__,
+        base_model_version=facts.base_version,
+        architecture=facts.architecture,
+        prediction_type=facts.prediction,
+        sd_model_name=facts.name,
+        network_module=bake.graft.card.network_module,
+        network_dim=adapter.get("rank"),
+        network_alpha=adapter.get("alpha") or adapter.get("rank"),
+        network_dropout=adapter.get("dropout") or None,
+        network_args=_network_args(adapter),
+        num_train_images=dataset.entries,
+        num_batches_per_epoch=bake.steps_per_epoch * train.gradient_accumulation,
+        dataset_dirs=_folders(checked),
+        tag_frequency=dataset.tag_frequency(),
+        resolution=buckets.resolution_wh,
+        enable_bucket=buckets.enabled,
+        bucket_no_upscale=not buckets.upscale,
+        min_bucket_reso=buckets.smallest,
+        max_bucket_reso=buckets.largest,
+        bucket_info=_bucket_info(checked),
+        flip_aug=recipe.data.flip,
+        cache_latents=True,
+        shuffle_caption=captions.shuffle,
+        keep_tokens=captions.keep_tokens,
+        caption_dropout_rate=captions.caption_dropout,
+        caption_tag_dropout_rate=captions.tag_dropout,
+        clip_skip=recipe.model.clip_skip,
+        num_epochs=epochs,
+        epoch=-(-step // bake.steps_per_epoch),
+        steps=step,
+        max_train_steps=bake.total_steps,
+        batch_size_per_device=train.batch_size,
+        total_batch_size=train.batch_size * train.gradient_accumulation,
+        gradient_accumulation_steps=train.gradient_accumulation,
+        gradient_checkpointing=train.gradient_checkpointing,
+        learning_rate=recipe.rates.lr or 0.0,
+        unet_lr=recipe.rates.lr,
+        text_encoder_lr=recipe.rates.text_encoder_lr,
+        optimizer=f"{type(bake.optimizer).__module__}.{type(bake.optimizer).__name__}({_arguments(recipe.optimizer.settings.model_dump())})",
+        lr_scheduler=recipe.schedule.name.replace("-", "_").replace("cosine_restarts", "cosine_with_restarts"),
+        lr_warmup_steps=round(schedule["warmup"] * bake.total_steps),
+        max_grad_norm=train.max_grad_norm,
+        mixed_precision="bf16" if train.precision == "bf16" else "no",
+        seed=train.seed,
+        min_snr_gamma=objective["min_snr_gamma"] if objective["weighting"] == "min-snr" else None,
+        loss_type=objective["loss"],
+    )
+
+
+def _network_args(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    named = {"conv_dim": "conv_rank", "conv_alpha": "conv_alpha", "rank_dropout": "rank_dropout", "module_dropout": "module_dropout"}
+    return {name: adapter[field] for name, field in named.items() if adapter.get(field)}
+
+
+def _arguments(settings: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _folders(checked: Checked) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for sample in checked.dataset.samples:
+        row = found.setdefault(sample.folder or checked.dataset.path.name, {"n_repeats": sample.repeats, "img_count": 0})
+        row["img_count"] += 1
+    return found
+
+
+def _bucket_info(checked: Checked) -> dict[str, Any]:
+    counts: Counter[tuple[int, int]] = Counter()
+    error = 0.0
+    for sample, place in zip(checked.dataset.samples, checked.placements, strict=True):
+        counts[place.bucket_wh] += sample.repeats
+        error += abs(sample.width / sample.height - place.bucket_wh[0] / place.bucket_wh[1])
+    buckets = {str(index): {"resolution": list(size), "count": count} for index, (size, count) in enumerate(sorted(counts.items()))}
+    return {"buckets": buckets, "mean_img_ar_error": error / max(1, len(checked.dataset.samples))}

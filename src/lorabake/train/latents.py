@@ -1,0 +1,107 @@
+"""Latents, cached by content.
+
+A latent's key is a hash of everything it depends on: the picture's bytes, how it is resized and cropped, whether it is mirrored, and the
+VAE's own bytes. So an edited picture can never meet an old latent, and deleting the cache costs only time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lorabake.base.errors import UserError
+from lorabake.base.files import sha256_file, write_atomic
+from lorabake.base.streams import torch_stream
+from lorabake.dataset.buckets import Placement, fit
+from lorabake.dataset.folder import Sample
+from lorabake.dataset.image import read_rgb
+from lorabake.protocols.family import Model
+
+_PACK = 512
+"""Latents per file of the cache: few files for large sets, and little lost when encoding is interrupted."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One way a picture is seen in training."""
+
+    sample: Sample
+    placement: Placement
+    mirrored: bool
+
+    def key(self, latent_space: str) -> str:
+        """Content key of this view's latent (hex)."""
+        place = self.placement
+        facts = (self.sample.sha256, place.resized_wh, place.crop_ltrb, self.mirrored, latent_space)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+def cached_latents(
+    views: Sequence[View], model: Model, folder: Path | None, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Tensor]:
+    """The latent of each view, float32 on the CPU, encoding only what the cache does not hold.
+
+    Args:
+        views: what to encode.
+        model: whose VAE encodes.
+        folder: where the cache is kept; None keeps it in memory only.
+        progress: told (done, total) of those that have to be encoded.
+
+    Raises:
+        UserError: a latent is not finite; the message names the picture.
+    """
+    space = model.latent_space
+    keys = [view.key(space) for view in views]
+    home = folder / space[:16] if folder else None
+    found = _read_packs(home, set(keys)) if home else {}
+    missing = list({key: view for key, view in zip(keys, views, strict=True) if key not in found}.items())
+    for start in range(0, len(missing), _PACK):
+        fresh: dict[str, Tensor] = {}
+        for key, view in missing[start : start + _PACK]:
+            fresh[key] = _encode(view, key, model)
+            progress(start + len(fresh), len(missing))
+        if home:
+            _write_pack(home, fresh)
+        found.update(fresh)
+    return [found[key] for key in keys]
+
+
+def _encode(view: View, key: str, model: Model) -> Tensor:
+    image = fit(read_rgb(view.sample.path), view.placement)
+    pixels_HWC = torch.from_numpy(np.array(image)).float() / 127.5 - 1
+    images_BCHW = pixels_HWC.permute(2, 0, 1)[None]
+    if view.mirrored:
+        images_BCHW = images_BCHW.flip(3)
+    latents_CHW = model.encode_images(images_BCHW, torch_stream(0, key))[0].float().cpu()
+    if not torch.isfinite(latents_CHW).all():
+        raise UserError(f"{view.sample.name}: the VAE gives NaN or infinity for this picture. Train with precision fp32, or take the picture out.")
+    return latents_CHW
+
+
+def _write_pack(folder: Path, latents: dict[str, Tensor]) -> None:
+    data = save({key: tensor.contiguous() for key, tensor in latents.items()})
+    write_atomic(folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", data)
+
+
+def _read_packs(folder: Path, wanted: set[str]) -> dict[str, Tensor]:
+    """Wanted latents of every whole pack. A pack whose bytes are not what its name says is deleted, to be made again."""
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if sha256_file(path) != path.stem:
+            path.unlink()
+            continue
+        found.update(_read_pack(path, wanted))
+    return found
+
+
+def _read_pack(path: Path, wanted: set[str]) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as pack:
+        return {key: pack.get_tensor(key) for key in pack.keys() if key in wanted}  # noqa: SIM118 - not a dict

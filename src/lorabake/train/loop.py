@@ -1,0 +1,145 @@
+"""The loop. Families say how to predict, adapters how a layer changes, objectives what to ask for; this joins them, and is the only one.
+
+Legend: B batch, C channels, H and W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorabake.base.errors import NotFinite
+from lorabake.base.events import Events
+from lorabake.base.streams import random_stream, torch_stream
+from lorabake.dataset.caption import caption_for_step
+from lorabake.dataset.folder import Sample
+from lorabake.dataset.order import Batch, epoch_batches
+from lorabake.objectives.diffusion import Diffusion
+from lorabake.optimizers._flat import FlatGroup, clip_gradients
+from lorabake.optimizers.schedules import factor
+from lorabake.protocols.adapter import Graft
+from lorabake.protocols.family import Model
+from lorabake.recipe import Recipe
+from lorabake.train.text import TextSource
+
+
+@dataclass(frozen=True, slots=True)
+class Bake:
+    """Everything one run works with, ready to step."""
+
+    recipe: Recipe
+    model: Model
+    graft: Graft
+    objective: Diffusion
+    text: TextSource
+    groups: Sequence[FlatGroup]
+    base_rates: Sequence[float]
+    optimizer: torch.optim.Optimizer
+    samples: Sequence[Sample]
+    latents: Sequence[Sequence[Tensor]]
+    """Latents of each sample, one per view (as it is; mirrored)."""
+    buckets: Sequence[tuple[int, int]]
+    steps_per_epoch: int
+    total_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one optimizer step did."""
+
+    loss: float
+    grad_norm: float
+    images: int
+
+
+def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[int, bool], bool]) -> int:
+    """Train from optimizer step ``first_step`` to the end.
+
+    Args:
+        bake: what to train.
+        first_step: steps already done.
+        events: told of every step.
+        after_step: called with (steps done, whether an epoch just ended); returning True ends the run early.
+
+    Returns:
+        Steps done.
+
+    Raises:
+        NotFinite: a loss or gradient is NaN or infinite; weights are as they were before that step.
+    """
+    step, per_epoch = first_step, bake.steps_per_epoch
+    while step < bake.total_steps:
+        for batches in _epoch(bake, step // per_epoch, skip=step % per_epoch):
+            done = optimizer_step(bake, step, batches)
+            step += 1
+            rates = {group.name: param_group["lr"] for group, param_group in zip(bake.groups, bake.optimizer.param_groups, strict=True)}
+            events.emit("step", step=step, epoch=(step - 1) // per_epoch + 1, loss=done.loss, grad_norm=done.grad_norm, images=done.images, lr=rates)
+            if after_step(step, step % per_epoch == 0) or step == bake.total_steps:
+                return step
+    return step
+
+
+def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
+    """Forward and backward of every batch in ``batches``, then one step of the optimizer on their mean gradient."""
+    recipe = bake.recipe
+    scale = factor(recipe.schedule.name, recipe.schedule.settings, step, bake.total_steps)  # pyright: ignore[reportArgumentType]
+    for group, rate, param_group in zip(bake.groups, bake.base_rates, bake.optimizer.param_groups, strict=True):
+        group.zero_gradient()
+        param_group["lr"] = rate * scale
+    torch.manual_seed(random_stream(recipe.train.seed, "dropout", step).getrandbits(62))  # layers' own dropout draws from torch's generator
+    total = torch.zeros((), device=bake.model.device)
+    for micro, batch in enumerate(batches):
+        loss = batch_loss(bake, step, micro, batch) / len(batches)
+        loss.backward()
+        total += loss.detach()
+    norm = clip_gradients(list(bake.groups), recipe.train.max_grad_norm)
+    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
+    if not torch.isfinite(torch.tensor([loss_value, norm_value])).all():
+        raise NotFinite(_diagnose(bake, step, batches, loss_value))
+    bake.optimizer.step()
+    return Step(loss_value, norm_value, sum(map(len, batches)))
+
+
+def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:
+    """Mean loss of one batch, differentiable in the adapter's weights."""
+    seed = bake.recipe.train.seed
+    mirrors = random_stream(seed, "flip", step, micro)
+    views = [bake.latents[index][mirrors.randrange(len(bake.latents[index]))] for index in batch]
+    latents_BCHW = torch.stack(views).to(bake.model.device)
+    captions = [
+        caption_for_step(bake.samples[index].caption, bake.recipe.data.captions, random_stream(seed, "captions", step, micro, slot))
+        for slot, index in enumerate(batch)
+    ]
+    timesteps_B = bake.objective.draw_timesteps(len(batch), torch_stream(seed, "timesteps", step, micro)).to(latents_BCHW.device)
+    noise_BCHW = torch.randn(latents_BCHW.shape, generator=torch_stream(seed, "noise", step, micro)).to(latents_BCHW.device)
+    noisy_BCHW = bake.objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
+    prediction_BCHW = bake.model.predict(noisy_BCHW, timesteps_B, bake.text(captions))
+    target_BCHW = bake.objective.target(latents_BCHW, noise_BCHW, timesteps_B)
+    return bake.objective.loss(prediction_BCHW, target_BCHW, timesteps_B).mean()
+
+
+def _epoch(bake: Bake, epoch: int, skip: int) -> Iterator[Sequence[Batch]]:
+    """The batches of each optimizer step of one epoch, from step ``skip`` of it."""
+    train = bake.recipe.train
+    repeats = [sample.repeats for sample in bake.samples]
+    batches = epoch_batches(bake.buckets, repeats, train.batch_size, train.seed, epoch)
+    for start in range(skip * train.gradient_accumulation, len(batches), train.gradient_accumulation):
+        yield batches[start : start + train.gradient_accumulation]
+
+
+def _diagnose(bake: Bake, step: int, batches: Sequence[Batch], loss: float) -> str:
+    names = sorted({bake.samples[index].name for batch in batches for index in batch})
+    where = f"Step {step + 1}: the {'gradient' if torch.isfinite(torch.tensor(loss)) else 'loss'} is not finite"
+    pictures = f"Pictures in it: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}."
+    bad = [name for group in bake.groups if not bool(torch.isfinite(group.values).all()) for name in [group.name]]
+    if bad:
+        cause = f"The trained weights of {' and '.join(bad)} are already not finite"
+    elif bake.model.dtype != torch.float32:
+        cause = f"Likely an overflow in {bake.model.dtype}: train with precision fp32"
+    else:
+        rates = ", ".join(f"{group['lr']:g}" for group in bake.optimizer.param_groups)
+        cause = f"Likely a learning rate that is too high (now {rates}): try a tenth of it"
+    return f"{where}. {pictures} {cause}. The last good files are kept."

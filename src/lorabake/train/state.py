@@ -1,0 +1,70 @@
+"""The state a killed run continues from: weights, optimizer moments and the step. Randomness needs no state (see ``base.streams``)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lorabake.base.files import sha256_file, write_atomic
+from lorabake.optimizers._flat import FlatGroup
+
+_KEEP = 2
+"""States kept: the newest, and the one before it should the newest be damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is."""
+
+    step: int
+    """Optimizer steps done."""
+    log_size: int
+    """Bytes of ``events.jsonl`` that belong to those steps."""
+
+
+def save_state(folder: Path, progress: Progress, groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer) -> None:
+    """Write the state whole, under a name that holds its hash, then drop older ones."""
+    tensors: dict[str, Tensor] = {}
+    for group in groups:
+        tensors[f"{group.name}.values"] = group.values.detach()
+        for name, value in optimizer.state[group.values].items():
+            tensors[f"{group.name}.optimizer.{name}"] = torch.as_tensor(value)
+    header = {"progress": json.dumps({"step": progress.step, "log_size": progress.log_size})}
+    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)
+    write_atomic(folder / f"step{progress.step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors", data)
+    for old in sorted(folder.glob("step*.safetensors"))[:-_KEEP]:
+        old.unlink()
+
+
+def load_state(folder: Path, groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer) -> Progress | None:
+    """Put the newest undamaged state back into ``groups`` and ``optimizer``; None when there is none."""
+    for path in sorted(folder.glob("step*.safetensors"), reverse=True):
+        if sha256_file(path) != path.stem.partition("-")[2]:
+            path.unlink()
+            continue
+        with safe_open(path, framework="pt") as file:
+            found = json.loads(file.metadata()["progress"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        _restore(tensors, groups, optimizer)
+        return Progress(found["step"], found["log_size"])
+    return None
+
+
+def _restore(tensors: dict[str, Tensor], groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer) -> None:
+    for group in groups:
+        group.values.data.copy_(tensors[f"{group.name}.values"])
+        prefix = f"{group.name}.optimizer."
+        state: dict[str, Any] = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if state:
+            optimizer.state[group.values] = {
+                name: tensor.to(group.values.device) if tensor.dim() else tensor for name, tensor in state.items()
+            }

@@ -1,0 +1,48 @@
+"""Captions to conditioning, computed once where it cannot change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lorabake.protocols.family import Conditioning, Model
+
+
+class TextSource:
+    """Conditioning of captions.
+
+    Args:
+        model: whose tokenizer and text encoder.
+        trained: whether gradients must flow into the text encoder.
+        repeating: whether the same captions come again and again, so that keeping their conditioning pays.
+    """
+
+    def __init__(self, model: Model, *, trained: bool, repeating: bool) -> None:
+        self._model, self._trained, self._repeating = model, trained, repeating
+        self._ids: dict[str, Tensor] = {}
+        self._kept: dict[str, Conditioning] = {}
+
+    def __call__(self, captions: Sequence[str]) -> Conditioning:
+        """Conditioning of a batch of captions."""
+        if self._trained:
+            return self._model.encode_text(self._tokens(captions))
+        with torch.no_grad():
+            if not self._repeating:
+                return self._model.encode_text(self._tokens(captions))
+            new = [caption for caption in dict.fromkeys(captions) if caption not in self._kept]
+            if new:
+                fresh = self._model.encode_text(self._tokens(new))
+                for index, caption in enumerate(new):
+                    self._kept[caption] = {name: tensor[index] for name, tensor in fresh.items()}
+            rows = [self._kept[caption] for caption in captions]
+            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _tokens(self, captions: Sequence[str]) -> Tensor:
+        if not self._repeating:
+            return self._model.tokenize(captions)
+        for caption in captions:
+            if caption not in self._ids:
+                self._ids[caption] = self._model.tokenize([caption])[0]
+        return torch.stack([self._ids[caption] for caption in captions])
