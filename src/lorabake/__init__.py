@@ -6,7 +6,6 @@ Importing it loads nothing heavy; each name below is imported when it is first u
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ _ERRORS = ("LorabakeError", "UserError")
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("lorabake")
+        return importlib.import_module("importlib.metadata").version("lorabake")
     if name not in __all__:
         raise AttributeError(f"module 'lorabake' has no attribute '{name}'")
     return getattr(importlib.import_module("lorabake.base.errors" if name in _ERRORS else "lorabake.api"), name)

@@ -32,7 +32,9 @@ def graft(model: Model, name: str, settings: Settings, *, seed: int, parts: tupl
     return graft_newborn(card, card.load()(), model, settings, seed=seed, parts=parts)
 
 
-def graft_file(model: Model, name: str, tensors_by_layer: Mapping[str, Mapping[str, Tensor]], multiplier: float = 1.0) -> Graft:
+def graft_file(
+    model: Model, name: str, tensors_by_layer: Mapping[str, Mapping[str, Tensor]], multiplier: float = 1.0
+) -> Graft:
     """Graft an adapter of type ``name`` from a file's tensors (grouped by layer key), for drawing pictures.
 
     Raises:

@@ -45,7 +45,9 @@ class GraftedLayer(nn.Module):
         (graft,) = self._graft
         if graft.multiplier == 0:
             return self.base(x)
-        return graft.layer_type.forward(self.base, x, self._tensors, graft.multiplier, self.change.settings, graft.training)
+        return graft.layer_type.forward(
+            self.base, x, self._tensors, graft.multiplier, self.change.settings, graft.training
+        )
 
 
 class LayerGraft:
@@ -86,7 +88,9 @@ class LayerGraft:
         """
         own = self.tensors()
         if odd := sorted(own.keys() ^ tensors.keys()):
-            raise UserError(f"The adapter file does not fit this run's settings: {len(odd)} names differ, such as {', '.join(odd[:3])}.")
+            raise UserError(
+                f"The adapter file does not fit this run's settings: {len(odd)} names differ, such as {', '.join(odd[:3])}."
+            )
         for name, tensor in own.items():
             _check_shape(name, tensors[name], tensor)
             tensor.copy_(tensors[name])
@@ -116,18 +120,29 @@ def graft_newborn(
     """
     layers = [layer for layer in model.layers() if layer.part in parts and layer_type.fits(layer, settings)]
     if not layers:
-        raise UserError(f"'{card.name}' finds no layer to train in the model's {' and '.join(parts) or 'nothing'}. Check the adapter's settings.")
+        raise UserError(
+            f"'{card.name}' finds no layer to train in the model's {' and '.join(parts) or 'nothing'}. Check the adapter's settings."
+        )
 
     def changes() -> Iterable[Change]:
         for index, layer in enumerate(layers):
             weights, constants = layer_type.create(layer, settings, torch_stream(seed, "adapter", index))
-            yield Change(layer, settings, {name: nn.Parameter(tensor.to(model.device)) for name, tensor in weights.items()}, constants)
+            yield Change(
+                layer,
+                settings,
+                {name: nn.Parameter(tensor.to(model.device)) for name, tensor in weights.items()},
+                constants,
+            )
 
     return LayerGraft(card, layer_type, model, changes())
 
 
 def graft_tensors(
-    card: AdapterCard, layer_type: LayerType, model: Model, tensors_by_layer: Mapping[str, Mapping[str, Tensor]], multiplier: float
+    card: AdapterCard,
+    layer_type: LayerType,
+    model: Model,
+    tensors_by_layer: Mapping[str, Mapping[str, Tensor]],
+    multiplier: float,
 ) -> LayerGraft:
     """An adapter from a file's tensors, each layer with the rank its own tensors have. Nothing is trained.
 
@@ -148,8 +163,15 @@ def graft_tensors(
                 if name not in tensors:
                     raise UserError(f"The adapter file is not whole: '{key}.{name}' is missing.")
                 _check_shape(f"{key}.{name}", tensors[name], tensor)
-            weights = {name: nn.Parameter(tensors[name].float().to(model.device), requires_grad=False) for name in newborn}
-            yield Change(known[key], settings, weights, {name: tensors.get(name, value).float() for name, value in constants.items()})
+            weights = {
+                name: nn.Parameter(tensors[name].float().to(model.device), requires_grad=False) for name in newborn
+            }
+            yield Change(
+                known[key],
+                settings,
+                weights,
+                {name: tensors.get(name, value).float() for name, value in constants.items()},
+            )
 
     graft = LayerGraft(card, layer_type, model, list(changes()))
     graft.multiplier = multiplier
@@ -158,7 +180,9 @@ def graft_tensors(
 
 def _check_shape(name: str, given: Tensor, expected: Tensor) -> None:
     if given.shape != expected.shape:
-        raise UserError(f"The adapter file does not fit: '{name}' is {tuple(given.shape)}, expected {tuple(expected.shape)}.")
+        raise UserError(
+            f"The adapter file does not fit: '{name}' is {tuple(given.shape)}, expected {tuple(expected.shape)}."
+        )
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:

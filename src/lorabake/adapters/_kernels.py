@@ -17,7 +17,7 @@ class _LowRankLinear(torch.autograd.Function):
     """y = x Wᵀ + b + s (x Aᵀ) Bᵀ with W and b frozen. N rows, r = rank."""
 
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
     ) -> Tensor:
         thin_NR = x_NI @ down_RI.t()
@@ -40,7 +40,9 @@ class _LowRankLinear(torch.autograd.Function):
         return grad_x, None, None, grad_down, grad_up, None
 
 
-def low_rank_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
+def low_rank_linear(
+    x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
+) -> Tensor:
     """``F.linear(x, W + s·B·A, b)`` for a frozen base, without ever forming B·A. ``x`` is (…, in); the result (…, out)."""
     rows_NI = x.reshape(-1, x.shape[-1])
     y_NO = _LowRankLinear.apply(rows_NI, weight_OI, bias_O, down_RI.to(x.dtype), up_OR.to(x.dtype), scale)

@@ -42,7 +42,10 @@ class FullGraft:
 
     def parameters(self) -> dict[Part, dict[str, nn.Parameter]]:
         """What is trained, by part and by the weight's own name."""
-        return {part: {f"{part}.{name}": parameter for name, parameter in self.model.parts[part].named_parameters()} for part in self._parts}
+        return {
+            part: {f"{part}.{name}": parameter for name, parameter in self.model.parts[part].named_parameters()}
+            for part in self._parts
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """All trained weights, detached, sharing memory with the live ones."""
@@ -56,7 +59,9 @@ class FullGraft:
         """
         own = self.tensors()
         if odd := sorted(own.keys() ^ tensors.keys()):
-            raise UserError(f"The saved weights do not fit this model: {len(odd)} names differ, such as {', '.join(odd[:3])}.")
+            raise UserError(
+                f"The saved weights do not fit this model: {len(odd)} names differ, such as {', '.join(odd[:3])}."
+            )
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 

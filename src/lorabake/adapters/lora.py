@@ -30,19 +30,19 @@ else:
 class LoraSettings(Settings):
     """Settings of ``lora``."""
 
-    rank: int = Field(16, ge=1, le=1024)
+    rank: int = Field(default=16, ge=1, le=1024)
     """Rank of the change to each linear layer (also called dim). More rank holds more detail and makes a larger file; 8 to 32 serves most."""
-    alpha: float | None = Field(None, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
     """Scale of the change: it is multiplied by alpha / rank. Default: the rank itself, so that rank can be changed without touching the learning rate."""
-    conv_rank: int | None = Field(None, ge=1, le=1024)
+    conv_rank: int | None = Field(default=None, ge=1, le=1024)
     """Rank on convolutions and residual blocks; absent leaves them alone. Helps styles and textures, about doubles the file."""
-    conv_alpha: float | None = Field(None, gt=0)
+    conv_alpha: float | None = Field(default=None, gt=0)
     """Alpha on convolutions. Default: the conv rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance of dropping each value of the thin product. Up to 0.3; slows learning, resists over-training."""
-    rank_dropout: float = Field(0.0, ge=0, lt=1)
+    rank_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance of dropping each rank, per sample. 0.1 to 0.3 where used."""
-    module_dropout: float = Field(0.0, ge=0, lt=1)
+    module_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance of leaving out a layer's change altogether for one step. 0.1 to 0.3 where used."""
 
     def rank_for(self, layer: Layer) -> int | None:
@@ -67,9 +67,15 @@ class Lora:
 
     def fits(self, layer: Layer, settings: LoraSettings) -> bool:
         """Transformer and text layers always; residual blocks where a conv rank is given."""
-        return isinstance(layer.module, nn.Linear | nn.Conv2d) and layer.group != "other" and settings.rank_for(layer) is not None
+        return (
+            isinstance(layer.module, nn.Linear | nn.Conv2d)
+            and layer.group != "other"
+            and settings.rank_for(layer) is not None
+        )
 
-    def create(self, layer: Layer, settings: LoraSettings, generator: Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def create(
+        self, layer: Layer, settings: LoraSettings, generator: Generator
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """``lora_down`` uniform in ±1/sqrt(fan in) (Kaiming with a = sqrt 5), ``lora_up`` zero."""
         rank, weight = settings.rank_for(layer), layer.module.weight
         assert rank is not None and isinstance(weight, torch.Tensor)
@@ -83,7 +89,13 @@ class Lora:
         return {"lora_down.weight": down, "lora_up.weight": up}, {"alpha": alpha}
 
     def forward(
-        self, base: nn.Module, x: Tensor, weights: Mapping[str, Tensor], multiplier: float, settings: LoraSettings, training: bool
+        self,
+        base: nn.Module,
+        x: Tensor,
+        weights: Mapping[str, Tensor],
+        multiplier: float,
+        settings: LoraSettings,
+        training: bool,
     ) -> Tensor:
         """The base's output plus the scaled low-rank change."""
         down, up = weights["lora_down.weight"], weights["lora_up.weight"]
@@ -93,10 +105,14 @@ class Lora:
         drops = training and (settings.dropout or settings.rank_dropout)
         if isinstance(base, nn.Linear) and not drops:
             return kernels.low_rank_linear(x, base.weight, base.bias, down, up, scale)
-        origin = getattr(base, "origin", base)  # below other adapters, if there are any
+        origin: Any = getattr(base, "origin", base)  # below other adapters, if there are any
         down, up = down.to(x.dtype), up.to(x.dtype)
         linear = isinstance(origin, nn.Linear)
-        thin = F.linear(x, down) if linear else F.conv2d(x, down, None, origin.stride, origin.padding, origin.dilation, origin.groups)
+        thin = (
+            F.linear(x, down)
+            if linear
+            else F.conv2d(x, down, None, origin.stride, origin.padding, origin.dilation, origin.groups)
+        )
         if drops:
             thin = _drop(thin, settings, channels_last=linear)
         change = F.linear(thin, up) if linear else F.conv2d(thin, up, groups=origin.groups)
@@ -135,10 +151,3 @@ CARD = AdapterCard(
     code="lorabake.adapters.lora:Lora",
     settings=LoraSettings,
 )
-
-
-def network_args(settings: Any) -> dict[str, Any]:
-    """``ss_network_args`` as other tools write them for these settings."""
-    fields = {"conv_dim": settings.conv_rank, "conv_alpha": settings.conv_alpha, "rank_dropout": settings.rank_dropout or None,
-              "module_dropout": settings.module_dropout or None}  # fmt: skip
-    return {name: value for name, value in fields.items() if value is not None}

@@ -52,7 +52,9 @@ class MissingExtra(UserError):
     """An optional package is needed and absent."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs a package that is not installed. Install it with: pip install 'lorabake[{extra}]'")
+        super().__init__(
+            f"{what} needs a package that is not installed. Install it with: pip install 'lorabake[{extra}]'"
+        )
 
 
 class CorruptFile(LorabakeError):

@@ -46,7 +46,9 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise UserError(f"{path} could not be written: {error.strerror or error}. What was there before is untouched.") from error
+        raise UserError(
+            f"{path} could not be written: {error.strerror or error}. What was there before is untouched."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> str:
@@ -56,14 +58,10 @@ def write_json(path: Path, value: Any) -> str:
 
 def sha256_file(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -22,8 +22,14 @@ def exclusive(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _try_lock(descriptor):
-            owner = os.pread(descriptor, 32, 1).decode(errors="replace").strip() if hasattr(os, "pread") else "another process"
-            raise UserError(f"{path.parent} is in use by process {owner or 'unknown'}. Wait for it to end, or choose another folder with --into.")
+            owner = (
+                os.pread(descriptor, 32, 1).decode(errors="replace").strip()
+                if hasattr(os, "pread")
+                else "another process"
+            )
+            raise UserError(
+                f"{path.parent} is in use by process {owner or 'unknown'}. Wait for it to end, or choose another folder with --into."
+            )
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 1, os.SEEK_SET)  # byte 0 is the one that is locked, which on Windows bars reading it
         os.write(descriptor, f"{os.getpid()}\n".encode())

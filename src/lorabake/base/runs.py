@@ -1,12 +1,12 @@
 """A run on disk: frozen recipe, lock of versions, events, checkpoints, samples, resume state.
 
-    runs/mira/
-      recipe.toml            what was asked for, with every value filled in
-      run.json               versions and fingerprints: what must be equal for a run to continue
-      events.jsonl           everything that happened, by step
-      checkpoints/           one file (or model folder) per saved epoch
-      samples/               pictures drawn at checkpoints
-      state/                 what a killed run continues from
+runs/mira/
+  recipe.toml            what was asked for, with every value filled in
+  run.json               versions and fingerprints: what must be equal for a run to continue
+  events.jsonl           everything that happened, by step
+  checkpoints/           one file (or model folder) per saved epoch
+  samples/               pictures drawn at checkpoints
+  state/                 what a killed run continues from
 """
 
 from __future__ import annotations
@@ -82,5 +82,9 @@ class Run:
 
     def checkpoint_paths(self) -> list[Path]:
         """Checkpoints by name, oldest first, the final one last."""
-        found = [path for path in self.checkpoints.glob("*") if not path.name.endswith(PART) and (path.is_dir() or path.suffix == ".safetensors")]
+        found = [
+            path
+            for path in self.checkpoints.glob("*")
+            if not path.name.endswith(PART) and (path.is_dir() or path.suffix == ".safetensors")
+        ]
         return sorted(found, key=lambda path: (path.stem.rpartition("-")[2].isdigit() is False, path.name))

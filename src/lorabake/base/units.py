@@ -42,7 +42,7 @@ class Duration:
             return value
         match = _PATTERN.match(value) if isinstance(value, str) else None
         if not match:
-            raise ValueError(f"'{value}' needs a number and a unit, such as \"8 epochs\" or \"2400 steps\"")
+            raise ValueError(f'\'{value}\' needs a number and a unit, such as "8 epochs" or "2400 steps"')
         return cls(int(match[1]), "steps" if match[2] == "step" else "epochs")
 
     @classmethod
@@ -52,11 +52,11 @@ class Duration:
         )
 
 
-def Epochs(count: int) -> Duration:  # noqa: N802 - reads as a type where it is used
+def Epochs(count: int) -> Duration:
     """``count`` passes over the dataset."""
     return Duration(count, "epochs")
 
 
-def Steps(count: int) -> Duration:  # noqa: N802
+def Steps(count: int) -> Duration:
     """``count`` optimizer steps."""
     return Duration(count, "steps")

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 bad input, 3 a run stopped early, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        return arguments.call(arguments)
     except LorabakeError as error:
         _complain(str(error), as_json=getattr(arguments, "json", False), kind=type(error).__name__)
         return error.exit_code
@@ -40,13 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lorabake", description="From a folder of pictures to a published, tested LoRA.")
+    parser = argparse.ArgumentParser(
+        prog="lorabake", description="From a folder of pictures to a published, tested LoRA."
+    )
     parser.add_argument("--version", action=_Version)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, module in _VERBS.items():
-        verb = verbs.add_parser(name, help=module.HELP, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        verb = verbs.add_parser(
+            name, help=module.HELP, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         module.configure(verb)
-        verb.set_defaults(run=module.run)
+        verb.set_defaults(call=module.run)
     return parser
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lorabake.recipe import Checked
 
 
-def add_json(parser: argparse.ArgumentParser, help: str = "print JSON for programs") -> None:  # noqa: A002 - argparse's own word
+def add_json(parser: argparse.ArgumentParser, help: str = "print JSON for programs") -> None:
     """``--json``."""
     parser.add_argument("--json", action="store_true", help=help)
 
@@ -19,7 +19,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """The recipe or folder, and what may be set beside it."""
     parser.add_argument("recipe", type=Path, metavar="RECIPE|FOLDER", help="a recipe (.toml), or a folder of pictures")
     parser.add_argument("--base", help="base model: a diffusers folder, or 'pocket' (same as --set model.base=…)")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one setting; may be repeated")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=VALUE", help="change one setting; may be repeated"
+    )
 
 
 def checked_recipe(arguments: argparse.Namespace) -> Checked:

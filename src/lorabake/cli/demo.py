@@ -1,4 +1,198 @@
-"""x"""
-HELP="x"
-def configure(parser): pass
-def run(a): return 0
+"""Bake a first LoRA: draws 20 pictures of a character the base model never saw, trains on them, and shows what was learned.
+
+Everything stays in one folder: the dataset, the recipe, the run and the grid. Needs no download and no GPU. Stopped half-way, the
+same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lorabake.pocket.trial import Trial
+
+HELP = "train a small LoRA on the embedded model and look at it (about two minutes)"
+
+_RECIPE = """\
+# The demo's recipe. Change something and run: lorabake train recipe.toml --into another-run
+[model]
+base = "pocket"
+
+[data]
+folder = "dataset"
+
+[data.captions]
+shuffle = true
+keep_tokens = 1        # the trigger stays in front
+tag_dropout = 0.1
+
+[adapter]
+name = "lora"
+rank = 8
+
+[optimizer]
+lr = 1.5e-3            # the pocket model is narrow; full-size models want about 1e-4
+betas = [0.9, 0.99]
+
+[schedule]
+name = "cosine"
+warmup = 0.05
+
+[train]
+length = "120 epochs"
+batch_size = 5
+
+[save]
+every = "30 epochs"
+
+[output]
+name = "{name}"
+trigger = "{name}"
+"""
+_PROMPTS = (
+    "{name}, smile, sitting, full body, forest, flat color --d 11",
+    "{name}, smile, arms up, full body, night, outline --d 12",
+    "{name}, open mouth, holding ball, upper body, beach, outline --d 13",
+    "{name}, smile, portrait, sky, flat color --d 14",
+    "1girl, red hair, short hair, blue eyes, smile, green shirt, blue skirt, standing, full body, beach, outline --d 15",
+)
+_WEIGHTS = (0.6, 1.0)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``demo``."""
+    from lorabake.cli.arguments import add_json
+
+    parser.add_argument(
+        "--into", type=Path, default=Path("lorabake-demo"), help="folder for everything (default lorabake-demo)"
+    )
+    parser.add_argument("--character", default="zorbi", help="which of the invented characters (default zorbi)")
+    parser.add_argument("--pictures", type=int, default=24, help="pictures drawn for each score (default 24)")
+    add_json(parser, "print the scores as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Dataset, training, scores, grid; 130 when stopped by Ctrl-C."""
+    from rich.console import Console
+
+    from lorabake.base.errors import UserError, nearest
+    from lorabake.cli.terminal import show_json
+    from lorabake.pocket.characters import CHARACTERS
+
+    if arguments.character not in CHARACTERS:
+        raise UserError(
+            f"'{arguments.character}' is not one of the invented characters. {nearest(arguments.character, CHARACTERS)}"
+        )
+    if arguments.pictures < 1:
+        raise UserError(f"--pictures {arguments.pictures} is too few. Give at least 1.")
+    started, folder, name = time.monotonic(), arguments.into, arguments.character
+    console = Console(quiet=arguments.json, highlight=False)
+    _write_dataset(folder, name, console)
+    if not _train(folder, name, console):
+        return 130
+    before, after = _scores(folder, name, arguments.pictures, console)
+    picture = _grid(folder, name, before, after)
+    seconds = time.monotonic() - started
+    if arguments.json:
+        show_json(
+            {"before": before.to_dict(), "after": after.to_dict(), "grid": str(picture), "seconds": round(seconds, 1)}
+        )
+    else:
+        _tell(console, folder, name, before, after, seconds)
+    return 0
+
+
+def _write_dataset(folder: Path, name: str, console: Console) -> None:
+    from lorabake.base.files import write_atomic
+    from lorabake.pocket.characters import CHARACTERS
+    from lorabake.pocket.trial import write_training_set
+    from lorabake.pocket.world import sheet
+    from lorabake.sampling.grid import save_grid
+
+    pictures = write_training_set(folder / "dataset", CHARACTERS[name], name)
+    save_grid(sheet(pictures, 10, 2), folder / "dataset.png")
+    write_atomic(folder / "recipe.toml", _RECIPE.format(name=name).encode())
+    console.print(
+        f"1 of 3  drew {len(pictures)} pictures of '{name}', whom the base model never saw: {folder / 'dataset.png'}"
+    )
+
+
+def _train(folder: Path, name: str, console: Console) -> bool:
+    from lorabake.base.events import Events
+    from lorabake.cli.terminal import TrainingProgress, interruptible
+    from lorabake.recipe import check
+    from lorabake.train.run import train
+
+    checked = check(folder / "recipe.toml")
+    with TrainingProgress() as progress, interruptible() as stop:
+        outcome = train(checked, folder / "run", Events() if console.quiet else Events(progress), stop)
+    if not outcome.finished:
+        console.print(f"Stopped at step {outcome.steps} of {outcome.total_steps}. The same command continues.")
+        return False
+    console.print(
+        f"2 of 3  trained {outcome.total_steps} steps in {outcome.seconds:.0f} s: {folder / 'run' / 'checkpoints' / name}.safetensors"
+    )
+    return True
+
+
+def _scores(folder: Path, name: str, count: int, console: Console) -> tuple[Trial, Trial]:
+    """The same prompts with the base alone, then with the LoRA at weight 1."""
+    from lorabake.cli.terminal import bar
+    from lorabake.families import load_model
+    from lorabake.pocket.characters import CHARACTERS
+    from lorabake.pocket.judge import Detectors, Judge
+    from lorabake.pocket.trial import try_out
+    from lorabake.sampling.apply import apply_lora
+
+    model, judge = load_model("pocket"), Judge.load()
+    detectors = Detectors.load(judge=judge)
+    trials = []
+    for what in ("base", "LoRA"):
+        with bar(f"scoring the {what}") as progress:
+            trials.append(try_out(model, CHARACTERS[name], name, judge, detectors, count=count, progress=progress))
+        if what == "base":
+            apply_lora(model, folder / "run" / "checkpoints" / f"{name}.safetensors")
+    console.print(f"3 of 3  scored {count} pictures with the trigger and {count} without, before and after")
+    return trials[0], trials[1]
+
+
+def _grid(folder: Path, name: str, before: Trial, after: Trial) -> Path:
+    from lorabake.base.runs import Run
+    from lorabake.families import load_model
+    from lorabake.sampling.grid import save_grid
+    from lorabake.sampling.prompts import line_to_prompt
+    from lorabake.sampling.tasting import taste
+
+    prompts = [line_to_prompt(line.format(name=name)) for line in _PROMPTS]
+    tasting = taste(load_model("pocket"), Run(folder / "run").checkpoint_paths(), _WEIGHTS, prompts)
+    footer = f"The character's own features, found by detectors: base {before.identity:.0%}, LoRA at weight 1 {after.identity:.0%}"
+    path = folder / "grid.png"
+    save_grid(tasting.picture(title=f"What the LoRA learned of '{name}'", footer=footer), path)
+    return path
+
+
+def _tell(console: Console, folder: Path, name: str, before: Trial, after: Trial, seconds: float) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "base", "LoRA"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for feature, share in after.features.items():
+        table.add_row(feature, f"{before.features[feature]:.0%}", f"{share:.0%}")
+    table.add_row(
+        "[bold]the character's features[/]", f"[bold]{before.identity:.0%}[/]", f"[bold]{after.identity:.0%}[/]"
+    )
+    for axis, share in after.control.items():
+        table.add_row(f"prompted {axis} obeyed", f"{before.control[axis]:.0%}", f"{share:.0%}")
+    leak = sum(after.leak.values()) / len(after.leak), sum(before.leak.values()) / len(before.leak)
+    table.add_row("features without the trigger", f"{leak[1]:.0%}", f"{leak[0]:.0%}")
+    console.print(table)
+    console.print(f"Done in {seconds:.0f} s. Look at {folder / 'grid.png'}")
+    console.print(
+        f'Next: lorabake generate "{name}, smile, portrait, night, outline" --lora {folder / "run" / "checkpoints" / name}.safetensors'
+    )

@@ -1,8 +1,8 @@
 """Explain a setting, a section or a part.
 
-  lorabake explain adapter.rank
-  lorabake explain optimizer
-  lorabake explain lora
+lorabake explain adapter.rank
+lorabake explain optimizer
+lorabake explain lora
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _text(entry: dict[str, Any]) -> str:
-    head = f"{entry['name']}  ({entry['type']}" + (f", default {entry['default']}" if entry["default"] is not None else "") + ")"
+    head = (
+        f"{entry['name']}  ({entry['type']}"
+        + (f", default {entry['default']}" if entry["default"] is not None else "")
+        + ")"
+    )
     owner = f"  of {entry['part']}" if entry["part"] else ""
     return f"{head}{owner}\n    {entry['text']}" + (f"\n    allowed: {entry['allowed']}" if entry["allowed"] else "")

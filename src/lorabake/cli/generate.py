@@ -1,4 +1,92 @@
-"""x"""
-HELP="x"
-def configure(parser): pass
-def run(a): return 0
+"""Draw pictures with a base model and LoRA files.
+
+lorabake generate "1girl, red hair, beach" --count 4 --out beach.png
+lorabake generate "zorbi, forest" --lora runs/zorbi/checkpoints/zorbi.safetensors:0.8
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "draw pictures with a base model and LoRA files"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``generate``."""
+    from lorabake.cli.arguments import add_json
+
+    parser.add_argument(
+        "prompt",
+        nargs="*",
+        help="what to draw; options may follow in it: --n negative --d seed --s steps --l cfg --w --h",
+    )
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="a file of prompts (.txt one a line, .toml, .json)"
+    )
+    parser.add_argument("--base", default="pocket", help="base model: a diffusers folder, or 'pocket' (default)")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="LoRA file; may be repeated"
+    )
+    parser.add_argument(
+        "--count", type=int, default=1, help="pictures of each prompt, with seeds counting up (default 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="first seed for prompts without one (default 0)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("pictures"), help="folder, or a .png for a single picture (default pictures/)"
+    )
+    add_json(parser, "print the files as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw and save; each PNG holds its own generation parameters."""
+    import dataclasses
+
+    from lorabake.base.errors import UserError
+    from lorabake.cli.terminal import bar, show_json
+    from lorabake.families import inspect_model, load_model
+    from lorabake.sampling.apply import apply_lora
+    from lorabake.sampling.draw import draw
+    from lorabake.sampling.infotext import Infotext, UsedLora, save_png, write
+    from lorabake.sampling.prompts import line_to_prompt, prompts_from_file
+
+    prompts = [line_to_prompt(line, arguments.seed) for line in arguments.prompt]
+    if arguments.prompts:
+        prompts += prompts_from_file(arguments.prompts, arguments.seed)
+    if not prompts or arguments.count < 1:
+        raise UserError("Nothing to draw: give a prompt, or a file with --prompts, and a count of at least 1.")
+    prompts = [
+        dataclasses.replace(prompt, seed=prompt.seed + index) for prompt in prompts for index in range(arguments.count)
+    ]
+    if arguments.out.suffix and len(prompts) > 1:
+        raise UserError(f"{len(prompts)} pictures do not fit into '{arguments.out}'. Give a folder with --out.")
+    facts = inspect_model(arguments.base)
+    loras = [_lora(text) for text in arguments.lora]
+    model = load_model(facts)
+    for path, weight in loras:
+        apply_lora(model, path, weight)
+    with bar("drawing") as progress:
+        images = draw(model, prompts, progress=progress)
+    used = tuple(UsedLora(path.stem, weight) for path, weight in loras)
+    files = []
+    for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        path = arguments.out if arguments.out.suffix else arguments.out / f"{index:04d}_{prompt.seed}.png"
+        save_png(image, path, write(Infotext(prompt.sized(facts.resolution), facts.name, loras=used)))
+        files.append(str(path))
+    show_json(files) if arguments.json else print("\n".join(files))
+    return 0
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    from lorabake.base.errors import UserError
+
+    name, colon, weight = text.rpartition(":")
+    try:
+        path, strength = (Path(name), float(weight)) if colon and not Path(text).is_file() else (Path(text), 1.0)
+    except ValueError:
+        path, strength = Path(text), 1.0
+    if not path.is_file():
+        raise UserError(
+            f"'{path}' is not a file. Give a LoRA file, with a weight after a colon if it is not 1: mira.safetensors:0.8"
+        )
+    return path, strength

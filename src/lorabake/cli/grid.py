@@ -1,4 +1,55 @@
-"""x"""
-HELP="x"
-def configure(parser): pass
-def run(a): return 0
+"""Compare checkpoints, weights, prompts and seeds in one labelled picture, with the base model's row on top.
+
+lorabake grid runs/mira --prompt "mira, forest" --prompt "mira, beach" --weights 0.5,0.8,1 --seeds 1,2
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "compare checkpoints × weights × prompts × seeds in one picture"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``grid``."""
+    from lorabake.cli.arguments import add_json
+
+    parser.add_argument("run", nargs="+", type=Path, metavar="RUN|LORA", help="a run folder, or LoRA files")
+    parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a file of prompts")
+    parser.add_argument("--weights", default="1", help="LoRA weights, such as 0.4,0.7,1 (default 1)")
+    parser.add_argument("--seeds", default="", help="seeds, such as 1,2,3 or 1-4 (default: the prompts' own)")
+    parser.add_argument("--last", type=int, metavar="N", help="only the last N checkpoints of the run")
+    parser.add_argument("--base", help="base model (default: the run's own)")
+    parser.add_argument("--out", type=Path, help=".png or .webp (default: grid.png in the run folder)")
+    add_json(parser, "print the file as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw the grid and say where it is."""
+    from lorabake.api import checkpoints_of
+    from lorabake.base.errors import UserError
+    from lorabake.cli.terminal import bar, show_json
+    from lorabake.families import load_model
+    from lorabake.sampling.axes import seeds, weights
+    from lorabake.sampling.grid import save_grid
+    from lorabake.sampling.prompts import line_to_prompt, prompts_from_file
+    from lorabake.sampling.tasting import taste
+
+    prompts = [line_to_prompt(line) for line in arguments.prompt]
+    if arguments.prompts:
+        prompts += prompts_from_file(arguments.prompts)
+    if not prompts:
+        raise UserError('No prompts: give some with --prompt "…", or a file with --prompts.')
+    files, own_base = checkpoints_of(arguments.run)
+    files = files[-arguments.last :] if arguments.last else files
+    chosen_weights, chosen_seeds = weights(arguments.weights), seeds(arguments.seeds) if arguments.seeds else ()
+    model = load_model(arguments.base or own_base or "pocket")
+    with bar("drawing") as progress:
+        picture = taste(model, files, chosen_weights, prompts, chosen_seeds, progress).picture()
+    folder = arguments.run[0] if arguments.run[0].is_dir() else Path()
+    out = arguments.out or folder / "grid.png"
+    save_grid(picture, out)
+    show_json({"file": str(out)}) if arguments.json else print(out)
+    return 0

@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorabake.base.events import Event
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 
 def show_json(value: Any) -> None:
@@ -61,7 +64,7 @@ class TrainingProgress:
             console=self.console,
             transient=True,
         )
-        self._task: Any = None
+        self._task: TaskID | None = None
         self._total = 0
         self._seen: list[tuple[float, int]] = []
         self._loss = 0.0
@@ -103,12 +106,24 @@ class TrainingProgress:
     def _on_checkpoint(self, event: Event) -> None:
         self.say(f"saved {event['file']}")
 
-    def _restart(self, description: str, done: int, total: int) -> None:
+    def _restart(self, description: str, done: int, total: int) -> TaskID:
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(description, total=total, completed=done, facts="")
+        return self._task
 
     def _show(self, description: str, done: int, total: int, facts: str = "") -> None:
-        if self._task is None:
-            self._restart(description, done, total)
-        self._progress.update(self._task, description=description, completed=done, total=total, facts=facts)
+        task = self._restart(description, done, total) if self._task is None else self._task
+        self._progress.update(task, description=description, completed=done, total=total, facts=facts)
+
+
+@contextlib.contextmanager
+def bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; yields a function to tell (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -11,6 +11,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lorabake.cli.terminal import TrainingProgress
+    from lorabake.train.run import Outcome
 
 HELP = "train a LoRA from a recipe or a folder"
 
@@ -29,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lorabake.base.events import Events
     from lorabake.cli.arguments import checked_recipe
     from lorabake.cli.terminal import TrainingProgress, interruptible, json_lines
-    from lorabake.train.run import Outcome, train
+    from lorabake.train.run import train
 
     checked = checked_recipe(arguments)
     into: Path = arguments.into or Path("runs") / str(checked.recipe.output.name)
@@ -41,20 +46,18 @@ def run(arguments: argparse.Namespace) -> int:
     with TrainingProgress() as progress:
         for warning in checked.warnings:
             progress.say(f"note: {warning}")
-        with interruptible(lambda: progress.say("Stopping after this step, with a save. Ctrl-C again stops at once.")) as stop:
+        with interruptible(
+            lambda: progress.say("Stopping after this step, with a save. Ctrl-C again stops at once.")
+        ) as stop:
             outcome = train(checked, into, Events(progress), stop)
         _tell(outcome, progress)
     return 0 if outcome.finished else 130
 
 
-def _tell(outcome: object, progress: object) -> None:
-    from lorabake.cli.terminal import TrainingProgress
-    from lorabake.train.run import Outcome
-
-    assert isinstance(outcome, Outcome) and isinstance(progress, TrainingProgress)
+def _tell(outcome: Outcome, progress: TrainingProgress) -> None:
     if not outcome.finished:
         progress.say(f"Stopped at step {outcome.steps} of {outcome.total_steps}. The same command continues.")
         return
     final = outcome.run.checkpoint_paths()[-1]
     progress.say(f"Done: {outcome.steps} steps in {outcome.seconds:.0f} s. The LoRA is {final}")
-    progress.say(f"Look at it: lorabake grid {outcome.run.folder} --prompt \"...\"")
+    progress.say(f'Look at it: lorabake grid {outcome.run.folder} --prompt "..."')

@@ -23,7 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     checked = checked_recipe(arguments)
     recipe, dataset = checked.recipe, checked.dataset
-    batches = batches_per_epoch([place.bucket_wh for place in checked.placements], [s.repeats for s in dataset.samples], recipe.train.batch_size)
+    batches = batches_per_epoch(
+        [place.bucket_wh for place in checked.placements], [s.repeats for s in dataset.samples], recipe.train.batch_size
+    )
     per_epoch = -(-batches // recipe.train.gradient_accumulation)
     steps = recipe.train.length.steps(per_epoch)
     seen = round(dataset.entries * steps / per_epoch)
@@ -32,9 +34,13 @@ def run(arguments: argparse.Namespace) -> int:
                    "steps": steps, "images_seen": seen, "warnings": list(checked.warnings)})  # fmt: skip
         return 0
     print(f"{arguments.recipe} is fine.")
-    print(f"  base      {checked.facts.name} ({checked.facts.family}, {checked.facts.prediction}, {checked.facts.resolution} px)")
+    print(
+        f"  base      {checked.facts.name} ({checked.facts.family}, {checked.facts.prediction}, {checked.facts.resolution} px)"
+    )
     print(f"  pictures  {len(dataset.samples)}, {dataset.entries} per epoch with repeats")
-    print(f"  run       {recipe.train.length} = {steps} optimizer steps of {recipe.train.batch_size} × {recipe.train.gradient_accumulation}, {seen} images seen")
+    print(
+        f"  run       {recipe.train.length} = {steps} optimizer steps of {recipe.train.batch_size} × {recipe.train.gradient_accumulation}, {seen} images seen"
+    )
     for name, why in recipe.reasons.items():
         print(f"  {name} because {why}")
     for warning in checked.warnings:

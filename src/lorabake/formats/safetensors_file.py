@@ -110,4 +110,4 @@ def _names() -> dict[torch.dtype, str]:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     assert sys.byteorder == "little", "safetensors files are little-endian"
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data

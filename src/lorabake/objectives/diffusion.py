@@ -23,13 +23,13 @@ class DiffusionSettings(Settings):
     """How far a prediction is from its target. See `lorabake list losses`."""
     weighting: str = "min-snr"
     """How much each timestep counts. min-snr is steadier for ε and v models; none is the plain loss. See `lorabake list weightings`."""
-    min_snr_gamma: float = Field(5.0, gt=0, le=100)
+    min_snr_gamma: float = Field(default=5.0, gt=0, le=100)
     """γ of min-snr: timesteps with a signal-to-noise ratio above it are damped. 5 is usual, 1 to 20 safe."""
     timesteps: str = "uniform"
     """How timesteps are drawn. See `lorabake list timesteps`."""
-    min_timestep: int = Field(0, ge=0, le=999)
+    min_timestep: int = Field(default=0, ge=0, le=999)
     """Lowest timestep trained (0 is clean)."""
-    max_timestep: int = Field(1000, ge=1, le=1000)
+    max_timestep: int = Field(default=1000, ge=1, le=1000)
     """Timesteps trained are below this (999 is pure noise)."""
 
 
@@ -61,13 +61,17 @@ class Diffusion:
 
     def corrupt(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """x_t = √ᾱ_t x + √(1 − ᾱ_t) ε."""
-        return _per_sample(self.signal_T[timesteps_B]) * latents_BCHW + _per_sample(self.noise_T[timesteps_B]) * noise_BCHW
+        return (
+            _per_sample(self.signal_T[timesteps_B]) * latents_BCHW + _per_sample(self.noise_T[timesteps_B]) * noise_BCHW
+        )
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """ε, or v = √ᾱ_t ε − √(1 − ᾱ_t) x."""
         if not self.predicts_v:
             return noise_BCHW
-        return _per_sample(self.signal_T[timesteps_B]) * noise_BCHW - _per_sample(self.noise_T[timesteps_B]) * latents_BCHW
+        return (
+            _per_sample(self.signal_T[timesteps_B]) * noise_BCHW - _per_sample(self.noise_T[timesteps_B]) * latents_BCHW
+        )
 
     def loss(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """Weighted loss of each sample, ``loss_B``, in float32."""

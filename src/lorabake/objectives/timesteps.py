@@ -19,4 +19,6 @@ def uniform(count: int, low: int, high: int, generator: Generator) -> Tensor:
     return torch.randint(low, high, (count,), generator=generator)
 
 
-CARDS = (Card("timesteps", "uniform", "Every timestep is as likely as any other.", "lorabake.objectives.timesteps:uniform"),)
+CARDS = (
+    Card("timesteps", "uniform", "Every timestep is as likely as any other.", "lorabake.objectives.timesteps:uniform"),
+)

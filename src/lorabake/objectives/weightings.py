@@ -28,5 +28,10 @@ def min_snr(snr_B: Tensor, predicts_v: bool, settings: DiffusionSettings) -> Ten
 
 CARDS = (
     Card("weighting", "none", "Every timestep weighs the same.", "lorabake.objectives.weightings:none"),
-    Card("weighting", "min-snr", "Damps the nearly clean timesteps; steadier and faster for most sets.", "lorabake.objectives.weightings:min_snr"),
+    Card(
+        "weighting",
+        "min-snr",
+        "Damps the nearly clean timesteps; steadier and faster for most sets.",
+        "lorabake.objectives.weightings:min_snr",
+    ),
 )

@@ -12,9 +12,9 @@ class AdamWSettings(Settings):
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the running mean and of the running square. 0.9 and 0.99 follow faster, for short runs."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
-    weight_decay: float = Field(0.01, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
     """Pull of every weight towards zero, times the learning rate, per step."""
 
 

@@ -12,14 +12,14 @@ from lorabake.base.cards import Card, Settings, find
 class ScheduleSettings(Settings):
     """Settings every schedule has."""
 
-    warmup: float = Field(0.0, ge=0, lt=1)
+    warmup: float = Field(default=0.0, ge=0, lt=1)
     """Share of all steps over which the learning rate rises from zero. 0.05 calms the start of long runs."""
 
 
 class RestartSettings(ScheduleSettings):
     """Settings of ``cosine-restarts``."""
 
-    cycles: int = Field(2, ge=1, le=100)
+    cycles: int = Field(default=2, ge=1, le=100)
     """How many times the cosine runs from full to zero."""
 
 
@@ -56,5 +56,11 @@ CARDS = (
     Card("schedule", "constant", "Full rate throughout.", f"{_HERE}:constant", ScheduleSettings),
     Card("schedule", "linear", "Straight down to zero.", f"{_HERE}:linear", ScheduleSettings),
     Card("schedule", "cosine", "Half a cosine down to zero; the usual choice.", f"{_HERE}:cosine", ScheduleSettings),
-    Card("schedule", "cosine-restarts", "Several cosines, each from the full rate.", f"{_HERE}:cosine_restarts", RestartSettings),
+    Card(
+        "schedule",
+        "cosine-restarts",
+        "Several cosines, each from the full rate.",
+        f"{_HERE}:cosine_restarts",
+        RestartSettings,
+    ),
 )

@@ -34,7 +34,15 @@ class LayerType(Protocol):
         """Trainable weights and constants at birth, named as in the file (``lora_down.weight``, ``alpha``); the change is zero."""
         ...
 
-    def forward(self, base: nn.Module, x: Tensor, weights: Mapping[str, Tensor], multiplier: float, settings: Any, training: bool) -> Tensor:
+    def forward(
+        self,
+        base: nn.Module,
+        x: Tensor,
+        weights: Mapping[str, Tensor],
+        multiplier: float,
+        settings: Any,
+        training: bool,
+    ) -> Tensor:
         """The changed layer's output."""
         ...
 

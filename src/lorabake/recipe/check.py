@@ -56,7 +56,11 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     recipe = resolve(Recipe(**values), facts)
     placements = _placements(recipe, facts, dataset, problems)
     if not (recipe.rates.lr or recipe.rates.text_encoder_lr):
-        problems.append(Problem("optimizer.lr", "0 here and for the text encoder: nothing would be trained. Give one of them a value."))
+        problems.append(
+            Problem(
+                "optimizer.lr", "0 here and for the text encoder: nothing would be trained. Give one of them a value."
+            )
+        )
     if problems:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     return Checked(recipe, facts, dataset, placements, _warnings(recipe, dataset))
@@ -88,7 +92,12 @@ def _placements(recipe: Recipe, facts: ModelFacts, dataset: Dataset, problems: l
     buckets = recipe.data.buckets
     found = [Problem(f"data.buckets.{problem.where}", problem.what) for problem in bucket_problems(buckets)]
     if buckets.step % facts.pixel_step:
-        found.append(Problem("data.buckets.step", f"{buckets.step}: {facts.name} needs sides in multiples of {facts.pixel_step} pixels."))
+        found.append(
+            Problem(
+                "data.buckets.step",
+                f"{buckets.step}: {facts.name} needs sides in multiples of {facts.pixel_step} pixels.",
+            )
+        )
     problems.extend(found)
     if found:
         return ()

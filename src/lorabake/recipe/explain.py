@@ -21,9 +21,15 @@ def explain(name: str) -> list[dict[str, Any]]:
         UserError: nothing has that name.
     """
     entries = list(_entries())
-    found = [entry for entry in entries if name in (entry["name"], entry["part"]) or entry["name"].startswith(f"{name}.")]
+    found = [
+        entry for entry in entries if name in (entry["name"], entry["part"]) or entry["name"].startswith(f"{name}.")
+    ]
     if not found:
-        known = {entry["name"] for entry in entries} | {entry["part"] for entry in entries if entry["part"]} | {*SECTIONS, *PARTS}
+        known = (
+            {entry["name"] for entry in entries}
+            | {entry["part"] for entry in entries if entry["part"]}
+            | {*SECTIONS, *PARTS}
+        )
         raise UserError(f"'{name}' is not a setting, section or part. {nearest(name, known)}")
     return found
 
@@ -32,7 +38,9 @@ def _entries() -> Iterator[dict[str, Any]]:
     for section, settings in SECTIONS.items():
         yield from _fields(section, "", settings)
     for kind in PARTS:
-        yield _entry(f"{kind}.name", "", str, PARTS[kind], "Which one. See `lorabake list`.", "one of " + ", ".join(cards(kind)))
+        yield _entry(
+            f"{kind}.name", "", str, PARTS[kind], "Which one. See `lorabake list`.", "one of " + ", ".join(cards(kind))
+        )
         if kind == "optimizer":
             yield from _fields(kind, "", RateSettings)
         for name, card in cards(kind).items():
@@ -54,7 +62,14 @@ def _fields(prefix: str, part: str, settings: type[BaseModel]) -> Iterator[dict[
 
 def _entry(name: str, part: str, annotation: Any, default: Any, text: str, allowed: str) -> dict[str, Any]:
     shown = default if default is None or isinstance(default, int | float | str) else str(default)
-    return {"name": name, "part": part, "type": _type(annotation), "default": shown, "allowed": allowed, "text": " ".join(text.split())}
+    return {
+        "name": name,
+        "part": part,
+        "type": _type(annotation),
+        "default": shown,
+        "allowed": allowed,
+        "text": " ".join(text.split()),
+    }
 
 
 def _type(annotation: Any) -> str:
@@ -63,13 +78,24 @@ def _type(annotation: Any) -> str:
         return "text"
     if options and typing.get_origin(annotation) is not tuple:
         return " or ".join(dict.fromkeys(_type(option) for option in options if option is not type(None)))
-    names = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "Duration": '"N epochs" or "N steps"'}
+    names = {
+        "int": "whole number",
+        "float": "number",
+        "str": "text",
+        "bool": "true or false",
+        "Duration": '"N epochs" or "N steps"',
+    }
     return names.get(getattr(annotation, "__name__", ""), "list" if typing.get_origin(annotation) is tuple else "path")
 
 
 def _allowed(field: FieldInfo) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    limits = [f"{sign} {getattr(item, name)}" for item in field.metadata for name, sign in signs.items() if getattr(item, name, None) is not None]
+    limits = [
+        f"{sign} {getattr(item, name)}"
+        for item in field.metadata
+        for name, sign in signs.items()
+        if getattr(item, name, None) is not None
+    ]
     for option in (field.annotation, *typing.get_args(field.annotation)):
         if typing.get_origin(option) is typing.Literal:
             limits.append("one of " + ", ".join(map(str, typing.get_args(option))))

@@ -37,7 +37,9 @@ def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raw = _read_toml(path)
         _anchor(raw, path.parent)
     else:
-        raise UserError(f"'{path}' does not exist. Give a recipe file (.toml) or a dataset folder. Nothing was started.")
+        raise UserError(
+            f"'{path}' does not exist. Give a recipe file (.toml) or a dataset folder. Nothing was started."
+        )
     for override in overrides:
         _set(raw, override)
     return raw
@@ -48,7 +50,9 @@ def parse_sections(raw: Mapping[str, Any], problems: list[Problem]) -> dict[str,
     for name in raw:
         if name not in SECTIONS and name not in PARTS:
             problems.append(Problem(name, f"not a section of a recipe. {nearest(name, [*SECTIONS, *PARTS])}"))
-    values: dict[str, Any] = {name: _section(name, settings, raw.get(name, {}), problems) for name, settings in SECTIONS.items()}
+    values: dict[str, Any] = {
+        name: _section(name, settings, raw.get(name, {}), problems) for name, settings in SECTIONS.items()
+    }
     for name, default in PARTS.items():
         given = raw.get(name, {})
         if not isinstance(given, Mapping):
@@ -77,7 +81,9 @@ def _choice(kind: str, given: dict[str, Any], default: str, problems: list[Probl
     return Choice(name, settings)
 
 
-def _section(where: str, model: type[Settings], given: Any, problems: list[Problem], owner: str = "") -> Settings | None:
+def _section(
+    where: str, model: type[Settings], given: Any, problems: list[Problem], owner: str = ""
+) -> Settings | None:
     if not isinstance(given, Mapping):
         problems.append(Problem(where, f"is a section, such as [{where}], not a single value."))
         return None

@@ -81,7 +81,11 @@ class Recipe:
     def differences(self, other: dict[str, dict[str, Any]]) -> list[tuple[str, Any, Any]]:
         """Dotted settings in which ``other`` (a ``to_dict``) differs: name, ours, theirs."""
         ours, theirs = _flat(self.to_dict()), _flat(other)
-        return [(name, ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name)]
+        return [
+            (name, ours.get(name), theirs.get(name))
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

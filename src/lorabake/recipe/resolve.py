@@ -30,10 +30,18 @@ def _rates(recipe: Recipe, facts: ModelFacts) -> Recipe:
     full = recipe.adapter.name == "full"
     if recipe.rates.lr is None:
         lr = (SMALL_MODEL_LR if facts.small else USUAL_LR) if not full else FULL_LR
-        why = "usual for AdamW and a LoRA" if not facts.small else f"{facts.name} is small: narrow layers need a higher rate than the usual 1e-4"
-        recipe = recipe.with_value("optimizer", "lr", lr, why if not full else "full fine-tuning moves every weight: small steps")
+        why = (
+            "usual for AdamW and a LoRA"
+            if not facts.small
+            else f"{facts.name} is small: narrow layers need a higher rate than the usual 1e-4"
+        )
+        recipe = recipe.with_value(
+            "optimizer", "lr", lr, why if not full else "full fine-tuning moves every weight: small steps"
+        )
     if recipe.rates.text_encoder_lr is None:
-        recipe = recipe.with_value("optimizer", "text_encoder_lr", (recipe.rates.lr or 0) / 2, "half of lr: the text encoder over-trains first")
+        recipe = recipe.with_value(
+            "optimizer", "text_encoder_lr", (recipe.rates.lr or 0) / 2, "half of lr: the text encoder over-trains first"
+        )
     return recipe
 
 
@@ -42,11 +50,24 @@ def _machine(recipe: Recipe, facts: ModelFacts) -> Recipe:
         import torch
 
         found = torch.cuda.is_available()
-        recipe = recipe.with_value("train", "device", "cuda" if found else "cpu", "a GPU was found" if found else "no GPU was found")
+        recipe = recipe.with_value(
+            "train", "device", "cuda" if found else "cpu", "a GPU was found" if found else "no GPU was found"
+        )
     if recipe.train.precision is None:
         gpu = recipe.train.device == "cuda"
-        recipe = recipe.with_value("train", "precision", "bf16" if gpu else "fp32", "half the memory, and faster" if gpu else "as fast as bf16 on most CPUs, and exact")
+        recipe = recipe.with_value(
+            "train",
+            "precision",
+            "bf16" if gpu else "fp32",
+            "half the memory, and faster" if gpu else "as fast as bf16 on most CPUs, and exact",
+        )
     if recipe.train.threads is None:
-        threads = 1 if facts.small else max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        recipe = recipe.with_value("train", "threads", threads, "small models run fastest on one thread" if facts.small else "all cores")
+        threads = (
+            1
+            if facts.small
+            else max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        )
+        recipe = recipe.with_value(
+            "train", "threads", threads, "small models run fastest on one thread" if facts.small else "all cores"
+        )
     return recipe

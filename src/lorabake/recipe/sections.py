@@ -18,7 +18,7 @@ class ModelSettings(Settings):
 
     base: str = "pocket"
     """Base model to train on: a model folder in diffusers layout, or 'pocket' for the small one that comes with lorabake."""
-    clip_skip: int | None = Field(None, ge=1, le=12)
+    clip_skip: int | None = Field(default=None, ge=1, le=12)
     """Use the text encoder's last-but-N hidden state (2 is the habit for anime SD1.x models). Absent: the ordinary output."""
 
 
@@ -38,9 +38,9 @@ class DataSettings(Settings):
 class RateSettings(Settings):
     """Learning rates, in the optimizer section."""
 
-    lr: float | None = Field(None, ge=0, le=10)
+    lr: float | None = Field(default=None, ge=0, le=10)
     """Learning rate of the denoiser; 0 leaves it untrained. 1e-4 is usual for LoRA on full-size models."""
-    text_encoder_lr: float | None = Field(None, ge=0, le=10)
+    text_encoder_lr: float | None = Field(default=None, ge=0, le=10)
     """Learning rate of the text encoder; 0 leaves it untrained and lets its output be cached. Default: half of lr."""
 
 
@@ -49,13 +49,13 @@ class TrainSettings(Settings):
 
     length: Duration = Epochs(10)
     """How long to train: "10 epochs" or "2400 steps" (optimizer steps)."""
-    batch_size: int = Field(1, ge=1, le=4096)
+    batch_size: int = Field(default=1, ge=1, le=4096)
     """Pictures per forward pass. Larger is steadier and, up to a point, faster per picture; costs memory."""
-    gradient_accumulation: int = Field(1, ge=1, le=1024)
+    gradient_accumulation: int = Field(default=1, ge=1, le=1024)
     """Forward passes per optimizer step: the effective batch is batch_size × this."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this joint L2 norm; 0 never. 1 is usual."""
-    seed: int = Field(42, ge=0, lt=2**63)
+    seed: int = Field(default=42, ge=0, lt=2**63)
     """Everything random derives from it: the same recipe gives the same bytes."""
     precision: Literal["fp32", "bf16"] | None = None
     """Type of the frozen weights and activations; the adapter itself is always float32. Default: bf16 on a GPU that has it, fp32 on a CPU."""
@@ -63,7 +63,7 @@ class TrainSettings(Settings):
     """Recompute activations instead of keeping them: about 40 % slower, much less memory."""
     device: Literal["cpu", "cuda"] | None = None
     """Where to train. Default: the GPU if there is one."""
-    threads: int | None = Field(None, ge=1, le=1024)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads. Default: 1 for small models, where more are slower, else all cores. Part of what makes bytes repeat."""
 
 
@@ -74,7 +74,7 @@ class SaveSettings(Settings):
     """How often a checkpoint is written. The last one is always written."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Number type in the files. fp16 is what clients expect."""
-    state_every: float = Field(60.0, gt=0)
+    state_every: float = Field(default=60.0, gt=0)
     """Seconds between saves of the state a killed run continues from. It never changes the result."""
 
 
@@ -88,7 +88,7 @@ class SampleSettings(Settings):
 class OutputSettings(Settings):
     """What the file says of itself."""
 
-    name: str | None = Field(None, pattern=r"^[^/\\:*?\"<>|\x00-\x1f]+$")
+    name: str | None = Field(default=None, pattern=r"^[^/\\:*?\"<>|\x00-\x1f]+$")
     """File name of the LoRA, without suffix. Default: the dataset folder's name."""
     trigger: str | None = None
     """Trigger words, written into the metadata so that the file is not an orphan."""

@@ -14,7 +14,9 @@ def to_toml(recipe: Recipe) -> str:
     for section, values in recipe.to_dict().items():
         tables = {name: value for name, value in values.items() if isinstance(value, dict)}
         lines.append(f"[{section}]")
-        lines += [_line(recipe, f"{section}.{name}", name, value) for name, value in values.items() if name not in tables]
+        lines += [
+            _line(recipe, f"{section}.{name}", name, value) for name, value in values.items() if name not in tables
+        ]
         for name, table in tables.items():
             reason = recipe.reasons.get(f"{section}.{name}")
             lines += ["", f"[{section}.{name}]" + (f"  # {reason}" if reason else "")]

@@ -125,7 +125,7 @@ def _spaced(steps: int, sampler: SchedulerSettings, train_steps: int, default: s
     elif spacing == "leading":
         asked = np.arange(steps)[::-1] * (train_steps // steps) + float(settings.get("steps_offset", 0))
     elif spacing == "trailing":
-        asked = np.round(train_steps - np.arange(steps) * (train_steps / steps)) - 1
+        asked = np.round(np.arange(train_steps, 0, -train_steps / steps)[:steps]) - 1  # arange can give one too many
     else:
         raise UserError(f"The model's timestep_spacing '{spacing}' is not known. {nearest(str(spacing), SPACINGS)}")
     if not 0 < steps <= train_steps or asked[0] >= train_steps:

@@ -137,7 +137,7 @@ def _laid_out(cell: tuple[int, int], rows: Axis, columns: Axis, title: str, foot
     left = _MARGIN + label_width
     xs = _places(left, cell[0], columns)
     right = max(xs[-1] + cell[0] + _MARGIN, 2 * _MARGIN + (_NARROWEST_TEXT if title or footer else 0))
-    column_labels = [fitted(value, _LABEL, cell[0], 3) for value in columns.values]
+    column_labels = [fitted(value, _LABEL, cell[0], 4) for value in columns.values]
     title_lines = fitted(title, _TITLE, right - 2 * _MARGIN, 3)
     head = _MARGIN + (height(title_lines, _TITLE) + _LABEL_GAP if title_lines else 0)
     labels_tall = max(map(len, column_labels)) * _LABEL.line_height

@@ -7,11 +7,11 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 ELLIPSIS = "…"
 _MOST_CHARACTERS = 2000
-_STAND_INS = {"×": "x", "→": ">", "−": "-", "≥": ">=", "≤": "<="}
+_STAND_INS = {"×": "x", "→": ">", "−": "-", "≥": ">=", "≤": "<=", "ł": "l", "Ł": "L"}
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,29 @@ class Style:
 
 
 def fitted(text: str, style: Style, width: int, lines: int) -> list[str]:
-    """``text`` broken at spaces, and after commas, hyphens, underscores and slashes, into at most ``lines`` lines ``width`` pixels wide.
+    """``text`` in at most ``lines`` lines, each at most ``width`` pixels wide; what does not fit ends in an ellipsis.
 
-    Words that are wider than a line are cut into pieces; what does not fit at all ends in an ellipsis.
+    Lines break where the text does, at spaces, and after commas, hyphens, underscores and slashes; a word that is wider than a line
+    is cut into pieces. Where lines are scarce, every paragraph keeps at least one.
     """
-    font = style.font
-    text = "".join(map(_drawable, " ".join(text.split())[:_MOST_CHARACTERS]))
-    words = re.findall(r"[^\s,_/\-]*[,_/\-]+\s*|[^\s,_/\-]+\s*", text)
-    found = [""]
-    for word in words:
+    paragraphs = [paragraph for paragraph in text[:_MOST_CHARACTERS].split("\n") if paragraph.strip()][:lines]
+    rows: list[str] = []
+    for later, paragraph in zip(range(len(paragraphs) - 1, -1, -1), paragraphs, strict=True):
+        rows += _wrapped(paragraph, style.font, width, lines - len(rows) - later)
+    return rows
+
+
+def _wrapped(paragraph: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+    drawable = "".join(map(_drawable, " ".join(paragraph.split())))
+    rows = [""]
+    for word in re.findall(r"[^\s,_/\-]*[,_/\-]+\s*|[^\s,_/\-]+\s*", drawable):
         for piece in [word] if font.getlength(word.rstrip()) <= width else list(word):
-            if found[-1] and font.getlength((found[-1] + piece).rstrip()) > width:
-                found.append("")
-            found[-1] += piece
-    rows = [row.strip() for row in found]
+            if rows[-1] and font.getlength((rows[-1] + piece).rstrip()) > width:
+                rows.append("")
+            rows[-1] += piece
     if len(rows) > lines:
-        rows = [*rows[: lines - 1], _cut(rows[lines - 1] + " " + rows[lines], font, width)]
-    return [row for row in rows if row]
+        rows[lines - 1 :] = [_cut(rows[lines - 1] + rows[lines], font, width)]
+    return [row.strip() for row in rows if row.strip()]
 
 
 def put(canvas: ImageDraw.ImageDraw, lines: list[str], x: float, y: float, style: Style, anchor: str = "l") -> None:
@@ -76,8 +82,13 @@ def _drawable(character: str) -> str:
 
 @functools.cache
 def _has_glyph(character: str) -> bool:
-    font = Style(16, "black").font
-    return character == " " or bytes(font.getmask(character)) not in (bytes(font.getmask("\uffff")), b"")
+    return character == " " or _shape(character) not in (_shape("\uffff"), _shape(""))
+
+
+def _shape(character: str) -> bytes:
+    canvas = Image.new("L", (32, 32))
+    ImageDraw.Draw(canvas).text((4, 4), character, fill=255, font=Style(16, "white").font)
+    return canvas.tobytes()
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

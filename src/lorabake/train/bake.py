@@ -35,7 +35,7 @@ def prepare(checked: Checked, events: Events) -> Bake:
     model = load_model(checked.facts, dtype=dtype, device=device, clip_skip=recipe.model.clip_skip)
     latents = _latents(checked, model, events)
     rates: dict[Part, float] = {"denoiser": recipe.rates.lr or 0.0, "text_encoder": recipe.rates.text_encoder_lr or 0.0}
-    parts = tuple(part for part, rate in rates.items() if rate > 0)
+    parts: tuple[Part, ...] = tuple(part for part, rate in rates.items() if rate > 0)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
     grafted.training = True
     model.checkpoint_gradients(recipe.train.gradient_checkpointing)
@@ -71,7 +71,11 @@ def steps_per_epoch(checked: Checked) -> int:
 def _latents(checked: Checked, model: Model, events: Events) -> list[list[torch.Tensor]]:
     samples, placements = checked.dataset.samples, checked.placements
     mirrorings = (False, True) if checked.recipe.data.flip else (False,)
-    views = [View(sample, place, mirrored) for sample, place in zip(samples, placements, strict=True) for mirrored in mirrorings]
+    views = [
+        View(sample, place, mirrored)
+        for sample, place in zip(samples, placements, strict=True)
+        for mirrored in mirrorings
+    ]
     found = cached_latents(
         views, model, checked.dataset.path / CACHE, lambda done, total: events.emit("encoding", done=done, total=total)
     )
@@ -82,4 +86,8 @@ def _latents(checked: Checked, model: Model, events: Events) -> list[list[torch.
 def _optimizer(recipe: Recipe, groups: list[FlatGroup], rates: list[float]) -> torch.optim.Optimizer:
     card = find("optimizer", recipe.optimizer.name)
     arguments = recipe.optimizer.settings.model_dump()
-    return card.load()([{"params": [group.values], "lr": rate} for group, rate in zip(groups, rates, strict=True)], fused=True, **arguments)
+    return card.load()(
+        [{"params": [group.values], "lr": rate} for group, rate in zip(groups, rates, strict=True)],
+        fused=True,
+        **arguments,
+    )

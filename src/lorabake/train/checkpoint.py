@@ -25,7 +25,7 @@ def checkpoint_name(name: str, bake: Bake, step: int) -> str:
 def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int) -> Path:
     """Write the adapter as it is after ``step`` optimizer steps; returns its path."""
     name = checkpoint_name(checked.recipe.output.name or "lora", bake, step)
-    if bake.graft.card.saves == "model":  # type: ignore[comparison-overlap]
+    if bake.graft.card.saves == "model":
         bake.model.save(folder / name)
         return folder / name
     path = folder / f"{name}.safetensors"
@@ -36,7 +36,9 @@ def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int) -> P
 def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
     recipe, facts, dataset = checked.recipe, checked.facts, checked.dataset
     train, captions, buckets = recipe.train, recipe.data.captions, recipe.data.buckets
-    adapter, objective, schedule = (choice.settings.model_dump() for choice in (recipe.adapter, recipe.objective, recipe.schedule))
+    adapter, objective, schedule = (
+        choice.settings.model_dump() for choice in (recipe.adapter, recipe.objective, recipe.schedule)
+    )
     epochs = -(-bake.total_steps // bake.steps_per_epoch)
     return TrainingFacts(
         output_name=recipe.output.name or "lora",
@@ -92,7 +94,12 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
 
 
 def _network_args(adapter: Mapping[str, Any]) -> dict[str, Any]:
-    named = {"conv_dim": "conv_rank", "conv_alpha": "conv_alpha", "rank_dropout": "rank_dropout", "module_dropout": "module_dropout"}
+    named = {
+        "conv_dim": "conv_rank",
+        "conv_alpha": "conv_alpha",
+        "rank_dropout": "rank_dropout",
+        "module_dropout": "module_dropout",
+    }
     return {name: adapter[field] for name, field in named.items() if adapter.get(field)}
 
 
@@ -103,7 +110,9 @@ def _arguments(settings: Mapping[str, Any]) -> str:
 def _folders(checked: Checked) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for sample in checked.dataset.samples:
-        row = found.setdefault(sample.folder or checked.dataset.path.name, {"n_repeats": sample.repeats, "img_count": 0})
+        row = found.setdefault(
+            sample.folder or checked.dataset.path.name, {"n_repeats": sample.repeats, "img_count": 0}
+        )
         row["img_count"] += 1
     return found
 
@@ -114,5 +123,8 @@ def _bucket_info(checked: Checked) -> dict[str, Any]:
     for sample, place in zip(checked.dataset.samples, checked.placements, strict=True):
         counts[place.bucket_wh] += sample.repeats
         error += abs(sample.width / sample.height - place.bucket_wh[0] / place.bucket_wh[1])
-    buckets = {str(index): {"resolution": list(size), "count": count} for index, (size, count) in enumerate(sorted(counts.items()))}
+    buckets = {
+        str(index): {"resolution": list(size), "count": count}
+        for index, (size, count) in enumerate(sorted(counts.items()))
+    }
     return {"buckets": buckets, "mean_img_ar_error": error / max(1, len(checked.dataset.samples))}

@@ -45,7 +45,10 @@ class View:
 
 
 def cached_latents(
-    views: Sequence[View], model: Model, folder: Path | None, progress: Callable[[int, int], None] = lambda done, total: None
+    views: Sequence[View],
+    model: Model,
+    folder: Path | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Tensor]:
     """The latent of each view, float32 on the CPU, encoding only what the cache does not hold.
 
@@ -82,7 +85,9 @@ def _encode(view: View, key: str, model: Model) -> Tensor:
         images_BCHW = images_BCHW.flip(3)
     latents_CHW = model.encode_images(images_BCHW, torch_stream(0, key))[0].float().cpu()
     if not torch.isfinite(latents_CHW).all():
-        raise UserError(f"{view.sample.name}: the VAE gives NaN or infinity for this picture. Train with precision fp32, or take the picture out.")
+        raise UserError(
+            f"{view.sample.name}: the VAE gives NaN or infinity for this picture. Train with precision fp32, or take the picture out."
+        )
     return latents_CHW
 
 

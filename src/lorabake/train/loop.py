@@ -75,8 +75,19 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
         for batches in _epoch(bake, step // per_epoch, skip=step % per_epoch):
             done = optimizer_step(bake, step, batches)
             step += 1
-            rates = {group.name: param_group["lr"] for group, param_group in zip(bake.groups, bake.optimizer.param_groups, strict=True)}
-            events.emit("step", step=step, epoch=(step - 1) // per_epoch + 1, loss=done.loss, grad_norm=done.grad_norm, images=done.images, lr=rates)
+            rates = {
+                group.name: param_group["lr"]
+                for group, param_group in zip(bake.groups, bake.optimizer.param_groups, strict=True)
+            }
+            events.emit(
+                "step",
+                step=step,
+                epoch=(step - 1) // per_epoch + 1,
+                loss=done.loss,
+                grad_norm=done.grad_norm,
+                images=done.images,
+                lr=rates,
+            )
             if after_step(step, step % per_epoch == 0) or step == bake.total_steps:
                 return step
     return step
@@ -89,7 +100,9 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
     for group, rate, param_group in zip(bake.groups, bake.base_rates, bake.optimizer.param_groups, strict=True):
         group.zero_gradient()
         param_group["lr"] = rate * scale
-    torch.manual_seed(random_stream(recipe.train.seed, "dropout", step).getrandbits(62))  # layers' own dropout draws from torch's generator
+    torch.manual_seed(
+        random_stream(recipe.train.seed, "dropout", step).getrandbits(62)
+    )  # layers' own dropout draws from torch's generator
     total = torch.zeros((), device=bake.model.device)
     for micro, batch in enumerate(batches):
         loss = batch_loss(bake, step, micro, batch) / len(batches)
@@ -110,11 +123,17 @@ def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:
     views = [bake.latents[index][mirrors.randrange(len(bake.latents[index]))] for index in batch]
     latents_BCHW = torch.stack(views).to(bake.model.device)
     captions = [
-        caption_for_step(bake.samples[index].caption, bake.recipe.data.captions, random_stream(seed, "captions", step, micro, slot))
+        caption_for_step(
+            bake.samples[index].caption, bake.recipe.data.captions, random_stream(seed, "captions", step, micro, slot)
+        )
         for slot, index in enumerate(batch)
     ]
-    timesteps_B = bake.objective.draw_timesteps(len(batch), torch_stream(seed, "timesteps", step, micro)).to(latents_BCHW.device)
-    noise_BCHW = torch.randn(latents_BCHW.shape, generator=torch_stream(seed, "noise", step, micro)).to(latents_BCHW.device)
+    timesteps_B = bake.objective.draw_timesteps(len(batch), torch_stream(seed, "timesteps", step, micro)).to(
+        latents_BCHW.device
+    )
+    noise_BCHW = torch.randn(latents_BCHW.shape, generator=torch_stream(seed, "noise", step, micro)).to(
+        latents_BCHW.device
+    )
     noisy_BCHW = bake.objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
     prediction_BCHW = bake.model.predict(noisy_BCHW, timesteps_B, bake.text(captions))
     target_BCHW = bake.objective.target(latents_BCHW, noise_BCHW, timesteps_B)

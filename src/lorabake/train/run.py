@@ -163,5 +163,6 @@ def _same_run(run: Run, checked: Checked, lock: dict[str, str]) -> None:
     if changed:
         lines = "\n".join(f"  {name}: {theirs} there, {ours} now" for name, ours, theirs in changed)
         raise UserError(
-            f"{run.folder} holds another run, which cannot be continued with this:\n{lines}\nGive another folder with --into, or the recipe it was started with."
+            f"{run.folder} holds another run, which cannot be continued with this:\n{lines}\n"
+            "Give another folder with --into, or the recipe it was started with."
         )

@@ -63,7 +63,9 @@ def _restore(tensors: dict[str, Tensor], groups: Sequence[FlatGroup], optimizer:
     for group in groups:
         group.values.data.copy_(tensors[f"{group.name}.values"])
         prefix = f"{group.name}.optimizer."
-        state: dict[str, Any] = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        state: dict[str, Any] = {
+            name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
+        }
         if state:
             optimizer.state[group.values] = {
                 name: tensor.to(group.values.device) if tensor.dim() else tensor for name, tensor in state.items()

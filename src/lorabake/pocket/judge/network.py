@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lorabake.base.errors import UserError
 
 PICTURE = 64
-_EARLY = ((3, 32, 2), (32, 64, 2), (64, 64, 1))
+_EARLY = ((12, 40, 1), (40, 64, 2), (64, 64, 1))
 _LATE = ((64, 96, 2), (96, 96, 1), (96, 128, 2), (128, 128, 1))
 """(channels in, channels out, stride) of the 3 x 3 convolutions up to and after the 16 x 16 map."""
 
@@ -38,7 +38,7 @@ class AttributeNet(nn.Module):
         """A network for axes with `choices` values each."""
         super().__init__()
         self.choices = list(choices)
-        self.early = _convolutions(_EARLY)
+        self.early = nn.Sequential(nn.PixelUnshuffle(2), *_convolutions(_EARLY))
         self.late = _convolutions(_LATE)
         self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(128 * 4 * 4, 256), nn.ReLU())
         self.heads = nn.Linear(256, sum(choices))

@@ -16,7 +16,7 @@ from lorabake.pocket.judge.attributes import Accuracy, Judge
 from lorabake.pocket.judge.network import AttributeNet, to_input
 from lorabake.pocket.world import Spec, axes, draw, label_row, sample
 
-BATCH = 96
+BATCH = 64
 PEAK_LEARNING_RATE = 2.5e-3
 _WARM_UP = 100
 _FRESH = 1 << 40
@@ -59,11 +59,12 @@ def augment(pictures_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
     changed = pictures_BCHW * uniform(0.88, 1.1, 1, 1, 1) + uniform(-0.07, 0.07, 3, 1, 1)
     soft = nn.functional.interpolate(nn.functional.avg_pool2d(changed, 2), scale_factor=2.0, mode="bilinear")
-    changed = torch.lerp(changed, soft, uniform(-0.4, 1.0, 1, 1, 1).clamp(min=0))
+    changed = torch.lerp(changed, soft, uniform(-0.4, 0.8, 1, 1, 1).clamp(min=0))
     grain = torch.randn(changed.shape, generator=generator)
     coarse = nn.functional.interpolate(grain[..., ::4, ::4], scale_factor=4.0, mode="bilinear")
     changed = changed + grain * uniform(0, 0.08, 1, 1, 1) + coarse * uniform(0, 0.1, 1, 1, 1)
-    down, right = torch.randint(-2, 3, (2,), generator=generator).tolist()
+    # Shifts by whole blocks of pixel art, which would otherwise stop being blocks.
+    down, right = (2 * torch.randint(-1, 2, (2,), generator=generator)).tolist()
     padded = nn.functional.pad(changed, (2, 2, 2, 2), mode="replicate")
     changed = padded[..., 2 + down : 66 + down, 2 + right : 66 + right]
     keep = uniform(0, 1, 1, 1, 1) < 0.25
@@ -76,7 +77,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train_judge(steps: int = 6000, seed: int = 0, report: Callable[[int, float], None] | None = None) -> Judge:
-    """Train a judge from nothing on `steps` batches of 96 pictures that one worker process draws.
+    """Train a judge from nothing on `steps` batches of 64 pictures that one worker process draws.
 
     6000 steps take about ten minutes on one core beside the worker. `report(step, loss)` is called every 200 steps.
     Runs on one thread; the same steps and seed give the same judge on the same machine.

@@ -1,0 +1,72 @@
+"""A model small enough to be read at a glance: real layers, random weights, four pixels to a latent cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lorabake.protocols.family import Conditioning, Layer, ModelFacts, Part, Prediction
+
+LENGTH, WIDTH, LATENT = 12, 8, 4
+
+
+class TinyModel:
+    """A model of the family protocol: a convolution that is told the time and the mean of its text."""
+
+    def __init__(self, prediction: Prediction = "epsilon", sampler: Mapping[str, object] | None = None) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            self.words = nn.Embedding(256, WIDTH)
+            self.tell = nn.Linear(WIDTH + 1, LATENT)
+            self.look = nn.Conv2d(LATENT, LATENT, 3, padding=1)
+            self.paint = nn.ConvTranspose2d(LATENT, 3, 4, stride=4)
+        self.parts: Mapping[Part, nn.Module] = {"denoiser": nn.Sequential(self.look), "text_encoder": self.words}
+        self.facts = ModelFacts(
+            family="tiny", path=Path("tiny"), name="tiny", prediction=prediction, resolution=32, pixel_step=8, latent_scale=4,
+            latent_channels=LATENT, base_version="tiny", architecture="tiny",
+        )  # fmt: skip
+        self.betas_T = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32).double() ** 2
+        self.sampler: Mapping[str, object] = sampler or {"timestep_spacing": "leading", "steps_offset": 1}
+        self.encoded: list[str] = []
+        self.rows: list[int] = []
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def layers(self) -> Sequence[Layer]:
+        return []
+
+    def encode_images(self, images_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return nn.functional.avg_pool2d(images_BCHW, 4)
+
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        return self.paint(latents_BCHW)
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        self.encoded += captions
+        return torch.tensor([list(text.encode()[:LENGTH].ljust(LENGTH)) for text in captions])
+
+    def encode_text(self, ids_BL: Tensor) -> Conditioning:
+        return {"text_BLD": self.words(ids_BL)}
+
+    def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
+        self.rows.append(len(latents_BCHW))
+        told_BD = torch.cat([conditioning["text_BLD"].mean(1), timesteps_B.float()[:, None] / 1000], dim=1)
+        return self.look(latents_BCHW) + self.tell(told_BD)[:, :, None, None]
+
+    def checkpoint_gradients(self, enabled: bool) -> None:
+        raise NotImplementedError("it is not trained")
+
+    def save(self, folder: Path) -> None:
+        raise NotImplementedError("it is not saved")
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Any]:
+    """Makes tiny models."""
+    return TinyModel
