@@ -57,17 +57,19 @@ LEAKING_VARIABLES = {"VIRTUAL_ENV", "__PYVENV_LAUNCHER__", "PIP_PYTHON", "PIP_TA
 HARMLESS_VARIABLES = {"PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONIOENCODING", "PYTHONUNBUFFERED", "PYTHONUTF8"}
 
 # What pip's output tells, and what to do then.
+NO_NETWORK = (
+    "pip found no way to the package index. Check the network; behind a proxy or mirror, set HTTPS_PROXY or\n"
+    "PIP_INDEX_URL. Then start again: what is downloaded is kept."
+)
 ADVICE = {
     "No space left|not enough space": "The disk is full. Make room (5 GB is plenty), then start again.",
     "SSLError|CERTIFICATE_VERIFY": "A certificate is not trusted. PIP_CERT names the certificate file of your network.",
-    "NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|name resolution|getaddrinfo": (
-        "No way to the package index. Check the network; behind a proxy or mirror, set HTTPS_PROXY or PIP_INDEX_URL.\n"
-        "Then start again: what is downloaded is kept."
-    ),
+    "NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|name resolution|getaddrinfo": NO_NETWORK,
     "No matching distribution found for torch": (
-        f"pip finds no such torch for this machine and Python {PYTHON_TAG}. Check which index pip is set to use, or\n"
-        "name another torch (a pip requirement or a wheel file) with LORABAKE_TORCH."
+        f"pip finds no such torch for this machine and Python {PYTHON_TAG}. Check the network and which index pip uses,\n"
+        "or name another torch (a pip requirement or a wheel file) with LORABAKE_TORCH."
     ),
+    "from versions: none": NO_NETWORK,
     "": "The same command tries again from here.",
 }
 WIPE_LINE = "\r" + " " * 79 + "\r"
@@ -430,7 +432,8 @@ def failure(command: "list[str]", code: int, output: "list[str]") -> str:
     text = "\n".join(output)
     advice = next(words for signs, words in ADVICE.items() if any(sign in text for sign in signs.split("|")))
     what = " ".join([os.path.basename(command[0]), *command[1:4]])
-    last = "\n".join("  | " + line for line in output[-12:])
+    news = [line for line in output if not line.startswith(("Requirement already satisfied", "Ignoring "))]
+    last = "\n".join("  | " + line for line in news[-12:])
     return f"`{what} ...` ended with exit code {code}. Its last lines (all of them: {LOG_FILE}):\n{last}\n{advice}"
 
 

@@ -346,6 +346,7 @@ def test_advice_fits_the_failure() -> None:
         ("... NewConnectionError('<...>: Failed to establish a new connection: [Errno -3]')", "Check the network"),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "Make room"),
         ("ERROR: No matching distribution found for torch==2.13.0", "LORABAKE_TORCH"),
+        ("ERROR: Could not find a version that satisfies idna==3.19 (from versions: none)", "Check the network"),
         ("something else", "tries again"),
     ):
         assert expected in bake.failure(["python", "-m", "pip", "install", "x"], 1, ["first", output])

@@ -14,6 +14,7 @@ from lorabake.sampling.ddim import SAMPLERS, Leg, ddim, euler, step, timesteps
 
 SPACINGS = ("leading", "trailing", "linspace")
 BETAS_T = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32).double() ** 2
+KINDS: dict[str, Any] = {"epsilon": "epsilon", "v": "v_prediction"}
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -28,8 +29,8 @@ def settings(spacing: str, offset: int, to_one: bool = False) -> dict[str, Any]:
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("offset", [0, 1])
-def test_timesteps_are_diffusers(spacing: str, offset: int) -> None:
-    from diffusers import DDIMScheduler
+def test_timesteps_are_diffusers(spacing: Any, offset: int) -> None:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     theirs = DDIMScheduler(**SD, timestep_spacing=spacing, steps_offset=offset)
     for steps in [*range(1, 120), 250, 333, 500, 999]:
@@ -43,11 +44,10 @@ def test_timesteps_are_diffusers(spacing: str, offset: int) -> None:
     [*itertools.product(SPACINGS, ("epsilon", "v"), (False, True), (1, 7, 20, 50))],
 )
 def test_ddim_trajectory_is_diffusers(spacing: str, prediction: Any, to_one: bool, steps: int) -> None:
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     sampler = settings(spacing, 1, to_one)
-    kind = {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
-    theirs = DDIMScheduler(**SD, **sampler, clip_sample=False, prediction_type=kind)
+    theirs = DDIMScheduler(**SD, **sampler, clip_sample=False, prediction_type=KINDS[prediction])
     theirs.set_timesteps(steps)
     # Their table of signal levels is float32; compared in float64, its rounding (3e-8) would be most of the difference.
     theirs.alphas_cumprod = torch.cumprod(1 - BETAS_T, 0)
@@ -61,10 +61,9 @@ def test_ddim_trajectory_is_diffusers(spacing: str, prediction: Any, to_one: boo
 
 @pytest.mark.parametrize(("spacing", "prediction"), [*itertools.product(SPACINGS, ("epsilon", "v"))])
 def test_ddim_in_float32_is_untouched_diffusers(spacing: str, prediction: Any) -> None:
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-    kind = {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
-    theirs = DDIMScheduler(**SD, **settings(spacing, 1), clip_sample=False, prediction_type=kind)
+    theirs = DDIMScheduler(**SD, **settings(spacing, 1), clip_sample=False, prediction_type=KINDS[prediction])
     theirs.set_timesteps(20)
     ours_x = theirs_x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     for leg, t in zip(ddim(BETAS_T, settings(spacing, 1), 20).legs, theirs.timesteps, strict=True):
@@ -77,11 +76,10 @@ def test_ddim_in_float32_is_untouched_diffusers(spacing: str, prediction: Any) -
     ("spacing", "prediction", "steps"), [*itertools.product(SPACINGS, ("epsilon", "v"), (1, 7, 20, 50))]
 )
 def test_euler_trajectory_is_diffusers(spacing: str, prediction: Any, steps: int) -> None:
-    from diffusers import EulerDiscreteScheduler
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
     sampler = {"timestep_spacing": spacing, "steps_offset": 1}
-    kind = {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
-    theirs = EulerDiscreteScheduler(**SD, **sampler, prediction_type=kind)
+    theirs = EulerDiscreteScheduler(**SD, **sampler, prediction_type=KINDS[prediction])
     theirs.set_timesteps(steps)
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     ours = euler(BETAS_T, sampler, steps)
@@ -96,7 +94,8 @@ def test_euler_trajectory_is_diffusers(spacing: str, prediction: Any, steps: int
 
 
 def test_what_settings_leave_out_is_the_schedulers_default() -> None:
-    from diffusers import DDIMScheduler, EulerDiscreteScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
     theirs, others = DDIMScheduler(**SD), EulerDiscreteScheduler(**SD)
     theirs.set_timesteps(20)

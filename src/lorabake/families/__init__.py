@@ -19,7 +19,9 @@ def inspect_model(base: str | Path) -> ModelFacts:
     """
     path = POCKET_MODEL if str(base) == "pocket" else Path(base).expanduser()
     if not path.exists():
-        raise UserError(f"'{base}' does not exist. Give a model folder in diffusers layout, or 'pocket' for the embedded model.")
+        raise UserError(
+            f"'{base}' does not exist. Give a model folder in diffusers layout, or 'pocket' for the embedded model."
+        )
     for card in cards("family").values():
         if facts := cast(FamilyCard, card).recognise(path):
             return facts

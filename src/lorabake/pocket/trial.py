@@ -66,7 +66,9 @@ class Trial:
         return {"identity": self.identity, **asdict(self)}
 
 
-def write_training_set(folder: Path, character: Character, trigger: str, count: int = 20, seed: int = 1) -> list[Image.Image]:
+def write_training_set(
+    folder: Path, character: Character, trigger: str, count: int = 20, seed: int = 1
+) -> list[Image.Image]:
     """A dataset folder with ``count`` pictures of the character, captions pruned of what is the character's own.
 
     Returns:
@@ -133,5 +135,3 @@ def _rate(detectors: Detectors, images_NHWC: np.ndarray, feature: str, where: Se
 def _spec(character: Character, rng: random.Random, choices: Mapping[str, tuple[str, ...]]) -> Spec:
     fixed: dict[str, Any] = {axis: rng.choice(values) for axis, values in {**_SETTING, **choices}.items()}
     return character.spec(rng, **fixed)
-
-

@@ -67,14 +67,12 @@ def timesteps(steps: int, sampler: SchedulerSettings, train_steps: int = 1000) -
 def ddim(betas_T: Tensor, sampler: SchedulerSettings, steps: int) -> Trajectory:
     """Trajectory of DDIM. Reads ``timestep_spacing``, ``steps_offset`` and ``set_alpha_to_one`` of ``sampler``."""
     alpha_bars = _alpha_bars(betas_T)
+    asked = timesteps(steps, sampler, len(alpha_bars))
     stride = len(alpha_bars) // steps
     end = 1.0 if sampler.get("set_alpha_to_one", True) else float(alpha_bars[0])
     # The next signal level lies one stride lower, not at the next timestep. For linspace and trailing spacing these can differ;
     # diffusers does so, and the same pictures are worth more here than a tidier rule.
-    legs = [
-        Leg(t, float(alpha_bars[t]), float(alpha_bars[t - stride]) if t >= stride else end)
-        for t in timesteps(steps, sampler, len(alpha_bars))
-    ]
+    legs = [Leg(t, float(alpha_bars[t]), float(alpha_bars[t - stride]) if t >= stride else end) for t in asked]
     return Trajectory(tuple(legs), noise_scale=1.0)
 
 
@@ -120,16 +118,17 @@ def _spaced(steps: int, sampler: SchedulerSettings, train_steps: int, default: s
     """Timesteps from noisy to clean, not yet rounded where the spacing gives fractions (linspace)."""
     settings: Mapping[str, Any] = sampler
     spacing = settings.get("timestep_spacing", default)
-    if spacing == "linspace":
-        asked = np.linspace(0, train_steps - 1, steps)[::-1]
-    elif spacing == "leading":
-        asked = np.arange(steps)[::-1] * (train_steps // steps) + float(settings.get("steps_offset", 0))
-    elif spacing == "trailing":
-        asked = np.round(np.arange(train_steps, 0, -train_steps / steps)[:steps]) - 1  # arange can give one too many
-    else:
+    if spacing not in SPACINGS:
         raise UserError(f"The model's timestep_spacing '{spacing}' is not known. {nearest(str(spacing), SPACINGS)}")
-    if not 0 < steps <= train_steps or asked[0] >= train_steps:
+    offset = int(settings.get("steps_offset", 0)) if spacing == "leading" else 0
+    # A schedule that is shifted by an offset has no room for as many steps as there are noise levels.
+    most = train_steps - (offset > 0)
+    if not 1 <= steps <= most:
         raise UserError(
-            f"{steps} steps cannot be drawn: the model was trained on {train_steps} noise levels. Use fewer; 20 to 50 are usual."
+            f"{steps} steps cannot be drawn with this model's schedule. Allowed: 1 to {most}; 20 to 50 are usual."
         )
-    return asked
+    if spacing == "linspace":
+        return np.linspace(0, train_steps - 1, steps)[::-1]
+    if spacing == "leading":
+        return np.arange(steps)[::-1] * (train_steps // steps) + float(offset)
+    return np.round(np.arange(train_steps, 0, -train_steps / steps)[:steps]) - 1  # arange can give one too many

@@ -16,6 +16,7 @@ from lorabake.families import load_model
 from lorabake.objectives.diffusion import Diffusion
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.family import Model, Part
+from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Checked, Recipe
 from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake
@@ -83,11 +84,10 @@ def _latents(checked: Checked, model: Model, events: Events) -> list[list[torch.
     return [found[start : start + count] for start in range(0, len(found), count)]
 
 
-def _optimizer(recipe: Recipe, groups: list[FlatGroup], rates: list[float]) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe, groups: list[FlatGroup], rates: list[float]) -> Optimizer:
     card = find("optimizer", recipe.optimizer.name)
     arguments = recipe.optimizer.settings.model_dump()
     return card.load()(
         [{"params": [group.values], "lr": rate} for group, rate in zip(groups, rates, strict=True)],
-        fused=True,
         **arguments,
     )

@@ -73,11 +73,12 @@ def cached_latents(
             progress(start + len(fresh), len(missing))
         if home:
             _write_pack(home, fresh)
-        found.update(fresh)
+        found.update(_gathered(fresh))
     return [found[key] for key in keys]
 
 
 def _encode(view: View, key: str, model: Model) -> Tensor:
+    """One picture at a time: sums in a batch may differ in the last bit, and the same picture must always give the same latent."""
     image = fit(read_rgb(view.sample.path), view.placement)
     pixels_HWC = torch.from_numpy(np.array(image)).float() / 127.5 - 1
     images_BCHW = pixels_HWC.permute(2, 0, 1)[None]
@@ -89,6 +90,18 @@ def _encode(view: View, key: str, model: Model) -> Tensor:
             f"{view.sample.name}: the VAE gives NaN or infinity for this picture. Train with precision fp32, or take the picture out."
         )
     return latents_CHW
+
+
+def _gathered(latents: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values in one block of memory per shape.
+
+    Small tensors that outlive the encoder's large ones leave the heap full of holes: 200 kB a picture instead of 4.
+    """
+    by_shape: dict[torch.Size, list[str]] = {}
+    for key, tensor in latents.items():
+        by_shape.setdefault(tensor.shape, []).append(key)
+    blocks = {shape: torch.stack([latents[key] for key in keys]) for shape, keys in by_shape.items()}
+    return {key: row for shape, keys in by_shape.items() for key, row in zip(keys, blocks[shape], strict=True)}
 
 
 def _write_pack(folder: Path, latents: dict[str, Tensor]) -> None:

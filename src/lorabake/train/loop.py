@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorabake.base.errors import NotFinite
 from lorabake.base.events import Events
-from lorabake.base.streams import random_stream, torch_stream
+from lorabake.base.streams import random_stream, stream_seed, torch_stream
 from lorabake.dataset.caption import caption_for_step
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.order import Batch, epoch_batches
@@ -22,6 +22,7 @@ from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import Model
+from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Recipe
 from lorabake.train.text import TextSource
 
@@ -37,7 +38,7 @@ class Bake:
     text: TextSource
     groups: Sequence[FlatGroup]
     base_rates: Sequence[float]
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     samples: Sequence[Sample]
     latents: Sequence[Sequence[Tensor]]
     """Latents of each sample, one per view (as it is; mirrored)."""
@@ -100,9 +101,7 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
     for group, rate, param_group in zip(bake.groups, bake.base_rates, bake.optimizer.param_groups, strict=True):
         group.zero_gradient()
         param_group["lr"] = rate * scale
-    torch.manual_seed(
-        random_stream(recipe.train.seed, "dropout", step).getrandbits(62)
-    )  # layers' own dropout draws from torch's generator
+    _seed_dropout(stream_seed(recipe.train.seed, "dropout", step), bake.model.device)
     total = torch.zeros((), device=bake.model.device)
     for micro, batch in enumerate(batches):
         loss = batch_loss(bake, step, micro, batch) / len(batches)
@@ -114,6 +113,13 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
         raise NotFinite(_diagnose(bake, step, batches, loss_value))
     bake.optimizer.step()
     return Step(loss_value, norm_value, sum(map(len, batches)))
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Layers' own dropout draws from the device's global generator. (``torch.manual_seed`` would keep a note of every call.)"""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
 def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:

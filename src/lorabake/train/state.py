@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lorabake.base.files import sha256_file, write_atomic
 from lorabake.optimizers._flat import FlatGroup
+from lorabake.protocols.optimizer import Optimizer
 
 _KEEP = 2
 """States kept: the newest, and the one before it should the newest be damaged."""
@@ -31,7 +32,7 @@ class Progress:
     """Bytes of ``events.jsonl`` that belong to those steps."""
 
 
-def save_state(folder: Path, progress: Progress, groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer) -> None:
+def save_state(folder: Path, progress: Progress, groups: Sequence[FlatGroup], optimizer: Optimizer) -> None:
     """Write the state whole, under a name that holds its hash, then drop older ones."""
     tensors: dict[str, Tensor] = {}
     for group in groups:
@@ -45,7 +46,7 @@ def save_state(folder: Path, progress: Progress, groups: Sequence[FlatGroup], op
         old.unlink()
 
 
-def load_state(folder: Path, groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer) -> Progress | None:
+def load_state(folder: Path, groups: Sequence[FlatGroup], optimizer: Optimizer) -> Progress | None:
     """Put the newest undamaged state back into ``groups`` and ``optimizer``; None when there is none."""
     for path in sorted(folder.glob("step*.safetensors"), reverse=True):
         if sha256_file(path) != path.stem.partition("-")[2]:
@@ -59,7 +60,7 @@ def load_state(folder: Path, groups: Sequence[FlatGroup], optimizer: torch.optim
     return None
 
 
-def _restore(tensors: dict[str, Tensor], groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer) -> None:
+def _restore(tensors: dict[str, Tensor], groups: Sequence[FlatGroup], optimizer: Optimizer) -> None:
     for group in groups:
         group.values.data.copy_(tensors[f"{group.name}.values"])
         prefix = f"{group.name}.optimizer."
@@ -67,6 +68,4 @@ def _restore(tensors: dict[str, Tensor], groups: Sequence[FlatGroup], optimizer:
             name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
         }
         if state:
-            optimizer.state[group.values] = {
-                name: tensor.to(group.values.device) if tensor.dim() else tensor for name, tensor in state.items()
-            }
+            optimizer.state[group.values] = {name: tensor.to(group.values.device) for name, tensor in state.items()}

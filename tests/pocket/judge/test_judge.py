@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def judge() -> Judge:
     return Judge.load()
 
 
-def fresh_pictures(count: int, seed: int, **fixed: str) -> tuple[np.ndarray, list[dict[str, int | None]]]:
+def fresh_pictures(count: int, seed: int, **fixed: Any) -> tuple[np.ndarray, list[dict[str, int | None]]]:
     rng = random.Random(seed)
     drawings = [draw(sample(rng, **fixed), rng.getrandbits(32)) for _ in range(count)]
     return np.stack([np.asarray(drawing.image) for drawing in drawings]), [drawing.labels for drawing in drawings]

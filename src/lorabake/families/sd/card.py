@@ -24,11 +24,15 @@ def recognise(path: Path) -> ModelFacts | None:
     vae, scheduler = _required(path / "vae" / "config.json"), _required(path / "scheduler" / "scheduler_config.json")
     prediction = _PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"))
     if prediction is None:
-        raise UserError(f"{path}: prediction type '{scheduler['prediction_type']}' is not supported. Allowed: {', '.join(_PREDICTIONS)}.")
+        raise UserError(
+            f"{path}: prediction type '{scheduler['prediction_type']}' is not supported. Allowed: {', '.join(_PREDICTIONS)}."
+        )
     latent_scale = 2 ** (len(vae["block_out_channels"]) - 1)
     second = unet["cross_attention_dim"] == 1024
     version = ("sd_v2" if second else "sd_v1") + ("_v" if prediction == "v" else "")
-    architecture = "stable-diffusion-v1" if not second else "stable-diffusion-v2-" + ("768-v" if prediction == "v" else "512")
+    architecture = (
+        "stable-diffusion-v1" if not second else "stable-diffusion-v2-" + ("768-v" if prediction == "v" else "512")
+    )
     return ModelFacts(
         family="sd",
         path=path,

@@ -6,6 +6,7 @@ LoRA files name their layers after them. Files written without that prefix are r
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,12 +69,17 @@ class CLIPTextEmbeddings(nn.Module):
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.positions, config.hidden_size)
+        self.token_embedding = _embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = _embedding(config.positions, config.hidden_size)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """BL -> BLD."""
         return self.token_embedding(ids_BL) + self.position_embedding.weight[: ids_BL.shape[1]]
+
+
+def _embedding(count: int, width: int) -> nn.Embedding:
+    """An embedding whose values are still to come. PyTorch's own start, on the meta device, imports its compiler: a second lost."""
+    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
 
 
 class CLIPEncoder(nn.Module):

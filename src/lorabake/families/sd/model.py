@@ -32,9 +32,18 @@ class SDModel:
         clip_skip: take the text encoder's ``clip_skip``-th last hidden state (1 = the last); None is the ordinary output.
     """
 
-    def __init__(self, facts: ModelFacts, *, dtype: torch.dtype = torch.float32, device: str = "cpu", clip_skip: int | None = None) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        clip_skip: int | None = None,
+    ) -> None:
         self.facts, self._clip_skip = facts, clip_skip
-        self.unet, self.text_encoder, self.vae, self.tokenizer, self.sampler = load_folder(facts.path, dtype=dtype, device=device)
+        self.unet, self.text_encoder, self.vae, self.tokenizer, self.sampler = load_folder(
+            facts.path, dtype=dtype, device=device
+        )
         self.parts: Mapping[Part, nn.Module] = {"denoiser": self.unet, "text_encoder": self.text_encoder}
         for module in (self.unet, self.text_encoder, self.vae):
             module.requires_grad_(False).eval()
@@ -87,7 +96,9 @@ class SDModel:
 
     def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's output."""
-        return self.unet(latents_BCHW.to(self.dtype), timesteps_B.to(self.device), conditioning["text_BLD"].to(self.dtype))
+        return self.unet(
+            latents_BCHW.to(self.dtype), timesteps_B.to(self.device), conditioning["text_BLD"].to(self.dtype)
+        )
 
     def checkpoint_gradients(self, enabled: bool) -> None:
         """Recompute each UNet block in the backward pass."""
@@ -110,7 +121,9 @@ class SDModel:
 
 
 def _digest(*folders: Path) -> str:
-    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".json")]
+    files = [
+        path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".json")
+    ]
     return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
 
 

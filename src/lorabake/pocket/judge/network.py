@@ -15,20 +15,54 @@ from torch import Tensor, nn
 from lorabake.base.errors import UserError
 
 PICTURE = 64
-_EARLY = ((12, 40, 1), (40, 64, 2), (64, 64, 1))
-_LATE = ((64, 96, 2), (96, 96, 1), (96, 128, 2), (128, 128, 1))
+EARLY_CHANNELS = 64
+_EARLY = ((12, 40, 1), (40, 64, 2), (64, EARLY_CHANNELS, 1))
+_LATE = ((EARLY_CHANNELS, 128, 2), (128, 128, 1), (128, 128, 1))
 """(channels in, channels out, stride) of the 3 x 3 convolutions up to and after the 16 x 16 map."""
+_GRID = 8
+_LOOKS = 3
+"""How many places of the picture a question may look at."""
+
+
+class Convolution(nn.Module):
+    """3 x 3 convolution, batch norm, ReLU; with a shortcut where the shape stays the same."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(channels_out)
+        self._shortcut = channels_in == channels_out and stride == 1
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """[B, channels in, H, W] to [B, channels out, H / stride, W / stride]."""
+        answer_BCHW = self.norm(self.convolution(maps_BCHW)).relu()
+        return maps_BCHW + answer_BCHW if self._shortcut else answer_BCHW
 
 
 def _convolutions(plan: Sequence[tuple[int, int, int]]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels_in, channels_out, stride in plan:
-        layers += [
-            nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(),
-        ]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*(Convolution(*row) for row in plan))
+
+
+class LookingHead(nn.Module):
+    """Answers questions about a map: each looks at a few places it chooses (softmax attention) and reads them.
+
+    The same eyes or mouth are thus recognised wherever they are and however near the camera is.
+    """
+
+    def __init__(self, channels: int, choices: Sequence[int], grid: int) -> None:
+        """Questions with `choices` answers each, about maps of `channels` x `grid` x `grid`."""
+        super().__init__()
+        self.choices = list(choices)
+        self.look = nn.Conv2d(channels, len(choices) * _LOOKS, 1)
+        self.place = nn.Parameter(torch.zeros(len(choices) * _LOOKS, grid * grid))
+        self.read = nn.ModuleList(nn.Linear(channels * _LOOKS, count) for count in choices)
+
+    def forward(self, maps_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """Logits per question: a tuple of [B, answers]."""
+        places_BLN = (self.look(maps_BCHW).flatten(2) + self.place).softmax(-1)
+        seen_BLC = places_BLN @ maps_BCHW.flatten(2).transpose(1, 2)
+        each = seen_BLC.split(_LOOKS, dim=1)
+        return tuple(read(part.flatten(1)) for read, part in zip(self.read, each, strict=True))
 
 
 class AttributeNet(nn.Module):
@@ -37,15 +71,13 @@ class AttributeNet(nn.Module):
     def __init__(self, choices: Sequence[int]) -> None:
         """A network for axes with `choices` values each."""
         super().__init__()
-        self.choices = list(choices)
         self.early = nn.Sequential(nn.PixelUnshuffle(2), *_convolutions(_EARLY))
         self.late = _convolutions(_LATE)
-        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(128 * 4 * 4, 256), nn.ReLU())
-        self.heads = nn.Linear(256, sum(choices))
+        self.head = LookingHead(128, choices, _GRID)
 
     def forward(self, pictures_BCHW: Tensor) -> tuple[Tensor, ...]:
         """Logits per axis: a tuple of [B, values of the axis]."""
-        return self.heads(self.hidden(self.late(self.early(pictures_BCHW)))).split(self.choices, -1)
+        return self.head(self.late(self.early(pictures_BCHW)))
 
 
 class FeatureNet(nn.Module):
@@ -54,12 +86,12 @@ class FeatureNet(nn.Module):
     def __init__(self, features: int) -> None:
         """A network for `features` questions."""
         super().__init__()
-        self.late = _convolutions(((64, 48, 2), (48, 64, 2)))
-        self.heads = nn.Sequential(nn.Flatten(), nn.Linear(64 * 4 * 4, 96), nn.ReLU(), nn.Linear(96, features))
+        self.late = _convolutions(((EARLY_CHANNELS, 64, 2), (64, 64, 1)))
+        self.head = LookingHead(64, [1] * features, _GRID)
 
     def forward(self, early_BCHW: Tensor) -> Tensor:
         """One logit per feature: [B, features]."""
-        return self.heads(self.late(early_BCHW))
+        return torch.cat(self.head(self.late(early_BCHW)), dim=-1)
 
 
 def to_input(pictures_BHWC: npt.NDArray[np.uint8]) -> Tensor:

@@ -49,7 +49,11 @@ def _long_back(canvas: Canvas, figure: Figure) -> None:
         (x - 19 + 2.6 * shift, end - 4),
     ]
     if not figure.behind:
-        canvas.polygon(corners, shade(figure.hair, 0.86), Part.HAIR_TELL)
+        canvas.polygon(corners, shade(figure.hair, 0.86), Part.HAIR)
+        # Beside the face it could still be short; what falls below the chin is what tells.
+        chin, left = y + 16.0, x - 19 + 2.4 * shift
+        below: list[Point] = [(left, chin), (x + 19 + 0.3 * shift, chin), *corners[2:]]
+        canvas.polygon(below, shade(figure.hair, 0.86), Part.HAIR_TELL, line=False)
         return
     # From behind this lies over the head: no line across it, strands, and an uneven lower edge.
     locks: list[Point] = [

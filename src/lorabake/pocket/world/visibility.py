@@ -25,7 +25,7 @@ _COLOURS: dict[str, tuple[tuple[Part, ...], float]] = {
 }
 """Axes told by colour alone: the parts that show it and the area they need."""
 
-_HAIR_TELL = {"long hair": 40.0, "twintails": 20.0, "ponytail": 20.0, "hair bun": 16.0, "spiky hair": 45.0}
+_HAIR_TELL = {"long hair": 30.0, "twintails": 20.0, "ponytail": 20.0, "hair bun": 16.0, "spiky hair": 45.0}
 _OUTFIT_TELL = {"short dress": 5.0, "long dress": 5.0, "robe": 14.0, "armor": 40.0, "skirt": 2.0, "pants": 2.0}
 _HEADGEAR = {"witch hat": 60.0, "cap": 50.0, "crown": 24.0, "hair bow": 22.0, "cat ears": 18.0, "rabbit ears": 26.0}
 _OBJECT = {"sword": 16.0, "book": 30.0, "umbrella": 40.0, "ball": 40.0}
