@@ -132,3 +132,9 @@ def test_too_many_steps_are_named(steps: int) -> None:
 def test_an_unknown_spacing_is_named() -> None:
     with pytest.raises(UserError, match=r"'trialing'.*Did you mean 'trailing'"):
         timesteps(20, settings("trialing", 0))
+
+
+@pytest.mark.parametrize("offset", [-1, 2])
+def test_an_offset_that_leaves_the_schedule_is_named(offset: int) -> None:
+    with pytest.raises(UserError, match=f"steps_offset {offset}"):
+        timesteps(500, settings("leading", offset))

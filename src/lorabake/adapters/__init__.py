@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from lorabake.base.cards import Settings, find
+from lorabake.base.errors import UserError
 from lorabake.protocols.adapter import AdapterCard
 
 if TYPE_CHECKING:
@@ -38,9 +39,11 @@ def graft_file(
     """Graft an adapter of type ``name`` from a file's tensors (grouped by layer key), for drawing pictures.
 
     Raises:
-        UserError: the file does not fit this model; the message names layers or shapes.
+        UserError: the file does not fit this model or type; the message names layers, tensors or shapes.
     """
     from lorabake.adapters._graft import graft_tensors
 
     card = cast(AdapterCard, find("adapter", name))
+    if card.saves == "model":
+        raise UserError(f"'{name}' trains whole models: what it saves is used as a base model, not grafted onto one.")
     return graft_tensors(card, card.load()(), model, tensors_by_layer, multiplier)

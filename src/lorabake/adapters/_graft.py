@@ -134,7 +134,7 @@ def graft_newborn(
                 constants,
             )
 
-    return LayerGraft(card, layer_type, model, changes())
+    return LayerGraft(card, layer_type, model, list(changes()))
 
 
 def graft_tensors(
@@ -147,7 +147,7 @@ def graft_tensors(
     """An adapter from a file's tensors, each layer with the rank its own tensors have. Nothing is trained.
 
     Raises:
-        UserError: the file has layers or shapes that this model has not.
+        UserError: the file has layers or shapes that this model has not, or tensors that this type has not, or lacks some.
     """
     known = {layer.key: layer for layer in model.layers()}
     if unknown := sorted(tensors_by_layer.keys() - known.keys()):
@@ -157,8 +157,15 @@ def graft_tensors(
 
     def changes() -> Iterable[Change]:
         for key, tensors in tensors_by_layer.items():
-            settings = layer_type.settings_of(tensors)
+            try:
+                settings = layer_type.settings_of(tensors)
+            except KeyError as error:
+                raise UserError(f"The adapter file is not whole: '{key}.{error.args[0]}' is missing.") from error
             newborn, constants = layer_type.create(known[key], settings, torch.Generator())
+            if odd := sorted(tensors.keys() - newborn.keys() - constants.keys()):
+                raise UserError(
+                    f"The adapter file holds what '{card.name}' does not know: '{key}.{odd[0]}'. Applied without it, pictures would differ."
+                )
             for name, tensor in newborn.items():
                 if name not in tensors:
                     raise UserError(f"The adapter file is not whole: '{key}.{name}' is missing.")

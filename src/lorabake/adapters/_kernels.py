@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -27,6 +28,7 @@ class _LowRankLinear(torch.autograd.Function):
         return y_NO
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_NO: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_NI, thin_NR, weight_OI, down_RI, up_OR = ctx.saved_tensors
         grad_x = grad_down = grad_up = None

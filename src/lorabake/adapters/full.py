@@ -55,7 +55,7 @@ class FullGraft:
         """Copy values in.
 
         Raises:
-            UserError: names do not match this model.
+            UserError: names or shapes do not match this model.
         """
         own = self.tensors()
         if odd := sorted(own.keys() ^ tensors.keys()):
@@ -63,6 +63,9 @@ class FullGraft:
                 f"The saved weights do not fit this model: {len(odd)} names differ, such as {', '.join(odd[:3])}."
             )
         for name, tensor in own.items():
+            if tensors[name].shape != tensor.shape:
+                given, expected = tuple(tensors[name].shape), tuple(tensor.shape)
+                raise UserError(f"The saved weights do not fit this model: '{name}' is {given}, expected {expected}.")
             tensor.copy_(tensors[name])
 
     def remove(self) -> None:

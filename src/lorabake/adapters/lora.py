@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lorabake.base.cards import Settings
 from lorabake.base.lazy import lazy_module
@@ -44,6 +44,12 @@ class LoraSettings(Settings):
     """Chance of dropping each rank, per sample. 0.1 to 0.3 where used."""
     module_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance of leaving out a layer's change altogether for one step. 0.1 to 0.3 where used."""
+
+    @model_validator(mode="after")
+    def _conv_alpha_does_something(self) -> LoraSettings:
+        if self.conv_alpha is not None and self.conv_rank is None:
+            raise ValueError("conv_alpha does nothing without conv_rank. Give both, or neither.")
+        return self
 
     def rank_for(self, layer: Layer) -> int | None:
         """Rank this layer gets; None leaves it alone. Time-embedding linears of residual blocks follow the linear rank, as other tools do."""
@@ -130,7 +136,8 @@ class Lora:
         """Rank and alpha as the tensors have them; a file without alpha means alpha = rank."""
         rank = weights["lora_up.weight"].shape[1]
         alpha = float(weights["alpha"]) if "alpha" in weights else float(rank)
-        return LoraSettings(rank=rank, alpha=alpha, conv_rank=rank, conv_alpha=alpha)
+        # Files may hold more than we would train: a rank above the limit, an alpha of 0.
+        return LoraSettings.model_construct(rank=rank, alpha=alpha, conv_rank=rank, conv_alpha=alpha)
 
 
 def _drop(thin: Tensor, settings: LoraSettings, channels_last: bool) -> Tensor:

@@ -37,9 +37,9 @@ ROOMS = {
 
 
 class Settings(BaseModel):
-    """Base of every group of settings: frozen, unknown keys are errors, and each field's docstring is its explanation."""
+    """Base of every group of settings: frozen, unknown keys, NaN and infinity are errors, and each field's docstring is its explanation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Card:
 @functools.cache
 def cards(kind: str) -> dict[str, Card]:
     """All cards of one kind, by name, in alphabetical order."""
-    found = [card for module in _modules(ROOMS[kind]) for card in _cards_in(module) if card.kind == kind]
+    met = {id(card): card for module in _modules(ROOMS[kind]) for card in _cards_in(module)}  # one may be met twice
+    found = [card for card in met.values() if card.kind == kind]
     names = [card.name for card in found]
     doubles = {name for name in names if names.count(name) > 1}
     assert not doubles, f"two {kind} cards are called {doubles}"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from lorabake.base.errors import UserError
+
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 
@@ -30,18 +32,26 @@ class Events:
 
 
 class EventLog:
-    """``events.jsonl``: one event a line, appended whole lines at a time, cut back to a step when a run resumes."""
+    """``events.jsonl``: one event a line, appended whole lines at a time, cut back to a step when a run resumes.
+
+    Raises:
+        UserError: when called: the line cannot be written (the disk is full, the folder is gone).
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def __call__(self, event: Event) -> None:
         line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                while line:  # a disk that fills up takes only a part
+                    line = line[os.write(descriptor, line) :]
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise UserError(f"{self._path} could not be written: {error.strerror or error}.") from error
 
     def read(self) -> list[Event]:
         """Every whole line; a last line cut short by a crash is left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from lorabake.base.errors import CorruptFile, UserError
 
 PART = ".part"
 """Suffix of files being written. Left-overs are ignored by every reader and replaced by the next write."""
+_NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+"""What file systems that cannot flush a folder (some network shares) answer; theirs are flushed with the file."""
 
 
 def write_atomic(path: Path, data: bytes) -> str:
@@ -42,13 +45,19 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         _fsync(part)
         os.replace(part, path)
-        _fsync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise UserError(
             f"{path} could not be written: {error.strerror or error}. What was there before is untouched."
         ) from error
+    try:
+        _fsync(path.parent)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise UserError(
+                f"{path} was written, but the disk does not confirm it: {error.strerror or error}. Check the disk."
+            ) from error
 
 
 def write_json(path: Path, value: Any) -> str:

@@ -12,23 +12,27 @@ from lorabake.base.errors import UserError
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file ``path``.
 
+    Args:
+        path: the lock file; its folder is made if absent.
+        wait: wait for whoever holds it, instead of refusing.
+
     Raises:
-        UserError: somebody else holds it; the message names their process.
+        UserError: somebody else holds it (the message names their process), or there can be no file at ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not _try_lock(descriptor):
-            owner = (
-                os.pread(descriptor, 32, 1).decode(errors="replace").strip()
-                if hasattr(os, "pread")
-                else "another process"
-            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be written to: {error.strerror or error}. Choose another folder."
+        ) from error
+    try:
+        if not _try_lock(descriptor, wait):
             raise UserError(
-                f"{path.parent} is in use by process {owner or 'unknown'}. Wait for it to end, or choose another folder with --into."
+                f"{path.parent} is in use by process {_owner(descriptor)}. Wait for it to end, or choose another folder."
             )
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 1, os.SEEK_SET)  # byte 0 is the one that is locked, which on Windows bars reading it
@@ -38,21 +42,26 @@ def exclusive(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _owner(descriptor: int) -> str:
+    os.lseek(descriptor, 1, os.SEEK_SET)
+    return os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+
+
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(descriptor: int) -> bool:
+    def _try_lock(descriptor: int, wait: bool) -> bool:
         try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
         except OSError:
             return False
         return True
 else:
     import fcntl
 
-    def _try_lock(descriptor: int) -> bool:
+    def _try_lock(descriptor: int, wait: bool) -> bool:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             return False
         return True

@@ -18,7 +18,6 @@ from typing import Any
 
 from lorabake.base.errors import UserError
 from lorabake.base.events import Event, EventLog
-from lorabake.base.files import PART
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +80,9 @@ class Run:
         return any(event["kind"] == "finished" for event in self.read_events())
 
     def checkpoint_paths(self) -> list[Path]:
-        """Checkpoints by name, oldest first, the final one last."""
-        found = [
-            path
-            for path in self.checkpoints.glob("*")
-            if not path.name.endswith(PART) and (path.is_dir() or path.suffix == ".safetensors")
-        ]
-        return sorted(found, key=lambda path: (path.stem.rpartition("-")[2].isdigit() is False, path.name))
+        """Checkpoints that were told of as saved and are still there, oldest first.
+
+        A file or folder that a crash left half written was never told of.
+        """
+        told = [self.folder / event["file"] for event in self.read_events() if event["kind"] == "checkpoint"]
+        return [path for path in told if path.exists()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lorabake.base.cards import Card, Settings, find
 from lorabake.base.lazy import lazy_module
@@ -31,6 +31,14 @@ class DiffusionSettings(Settings):
     """Lowest timestep trained (0 is clean)."""
     max_timestep: int = Field(default=1000, ge=1, le=1000)
     """Timesteps trained are below this (999 is pure noise)."""
+
+    @model_validator(mode="after")
+    def _some_timestep_is_trained(self) -> DiffusionSettings:
+        if self.min_timestep >= self.max_timestep:
+            raise ValueError(
+                f"min_timestep {self.min_timestep} must be below max_timestep {self.max_timestep}: nothing lies between."
+            )
+        return self
 
 
 class Diffusion:

@@ -6,7 +6,7 @@ second later. The results are those of ``torch.optim.AdamW(fused=True)`` to the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -20,11 +20,14 @@ else:
     torch = lazy_module("torch")
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class AdamWSettings(Settings):
     """Settings of ``adamw``."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running mean and of the running square. 0.9 and 0.99 follow faster, for short runs."""
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    """Decay of the running mean and of the running square, each from 0 to below 1. 0.9 and 0.99 follow faster, for short runs."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)

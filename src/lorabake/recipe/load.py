@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The plain values of a recipe file, or of the default recipe for a dataset folder.
 
     Args:
-        path: a ``.toml`` recipe, or a dataset folder. A relative ``data.folder`` or ``model.base`` counts from the recipe's own folder.
+        path: a ``.toml`` recipe, or a dataset folder. A relative ``data.folder`` or ``model.base`` in a recipe counts from the recipe's
+            own folder; in ``overrides`` it counts from the current one.
         overrides: ``section.name=value`` strings; values are read as TOML, bare words as text.
 
     Raises:
@@ -34,8 +37,7 @@ def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if path.is_dir():
         raw: dict[str, Any] = {"data": {"folder": str(path)}}
     elif path.is_file():
-        raw = _read_toml(path)
-        _anchor(raw, path.parent)
+        raw = anchored(_read_toml(path), path.parent)
     else:
         raise UserError(
             f"'{path}' does not exist. Give a recipe file (.toml) or a dataset folder. Nothing was started."
@@ -43,6 +45,17 @@ def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         _set(raw, override)
     return raw
+
+
+def anchored(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The same values with relative paths made absolute, counted from ``folder``: a run's frozen recipe must mean the same everywhere."""
+    values = {name: dict(section) if isinstance(section, Mapping) else section for name, section in raw.items()}
+    for section, name in (("data", "folder"), ("model", "base")):
+        given = values.get(section)
+        path = given.get(name) if isinstance(given, dict) else None
+        if isinstance(given, dict) and isinstance(path, str | os.PathLike) and path != "pocket":
+            given[name] = os.path.abspath(folder / Path(path).expanduser())
+    return values
 
 
 def parse_sections(raw: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
@@ -88,27 +101,47 @@ def _section(
         problems.append(Problem(where, f"is a section, such as [{where}], not a single value."))
         return None
     try:
-        return model.model_validate(dict(given))
+        # Strict as JSON is: text is no number and true is not 1, but a list may be a tuple and text a path.
+        return model.model_validate_json(json.dumps(dict(given), default=str), strict=True)
     except ValidationError as error:
-        for item in error.errors():
-            problems.append(_problem(where, model, item, owner))
+        problems.extend(_problems(where, model, error, owner))
         return None
 
 
-def _problem(section: str, model: type[BaseModel], item: Any, owner: str) -> Problem:
-    location = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
-    where = ".".join([section, *location])
-    if item["type"] == "extra_forbidden":
-        for part in location[:-1]:
-            nested = model.model_fields[part].annotation
-            if isinstance(nested, type) and issubclass(nested, BaseModel):
-                model = nested
-        names = {**model.model_fields, **(RateSettings.model_fields if section == "optimizer" else {})}
-        return Problem(where, f"not a setting of '{owner or section}'. {nearest(location[-1], names)}")
-    if item["type"] == "missing":
-        return Problem(where, "is needed and not given.")
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return Problem(where, f"{item['input']!r}: {message}.")
+def _problems(section: str, model: type[BaseModel], error: ValidationError, owner: str) -> Iterator[Problem]:
+    """One problem a setting: where a value may be of several types, pydantic tells what each of them wanted."""
+    wanted: dict[tuple[str, str], list[str]] = {}
+    for item in error.errors():
+        names, holder = _place(model, item["loc"])
+        where = ".".join([section, *names])
+        if item["type"] == "extra_forbidden":
+            known = {**holder.model_fields, **(RateSettings.model_fields if section == "optimizer" else {})}
+            part = ".".join([section, *names[:-1]]) if len(names) > 1 else owner or section
+            yield Problem(where, f"not a setting of '{part}'. {nearest(names[-1], known)}")
+        elif item["type"] == "missing":
+            yield Problem(where, "is needed and not given.")
+        elif item["type"] == "json_invalid":
+            yield Problem(where, "holds a name that is not valid Unicode text. Rename the file or folder.")
+        elif item["type"] == "value_error":  # our own validators: they say what was given
+            yield Problem(where, item["msg"].removeprefix("Value error, ").rstrip(".") + ".")
+        else:
+            message = item["msg"].removeprefix("Input ").removeprefix("should be ")
+            wanted.setdefault((where, "" if names and len(item["loc"]) > len(names) + 1 else repr(item["input"])), []).append(message)
+    for (where, given), messages in wanted.items():
+        yield Problem(where, f"{given}: should be {' or '.join(dict.fromkeys(messages))}.")
+
+
+def _place(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], type[BaseModel]]:
+    """The names down to the setting that ``location`` is in, and the settings that hold it; what is inside a value is left out."""
+    names: list[str] = []
+    for part in location:
+        names.append(str(part))
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        if len(names) < len(location):
+            model = field.annotation
+    return names, model
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -120,14 +153,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid TOML: {error}. Nothing was started.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _anchor(raw: dict[str, Any], folder: Path) -> None:
-    data, model = raw.get("data"), raw.get("model")
-    if isinstance(data, dict) and isinstance(data.get("folder"), str):
-        data["folder"] = str(folder / Path(data["folder"]).expanduser())
-    if isinstance(model, dict) and isinstance(model.get("base"), str) and model["base"] != "pocket":
-        model["base"] = str(folder / Path(model["base"]).expanduser())
 
 
 def _set(raw: dict[str, Any], override: str) -> None:

@@ -59,7 +59,7 @@ def timesteps(steps: int, sampler: SchedulerSettings, train_steps: int = 1000) -
         train_steps: length of the noise schedule of training.
 
     Raises:
-        UserError: more steps than the schedule has, or an unknown spacing.
+        UserError: more steps than the schedule has, or a spacing or offset that is not known.
     """
     return [int(t) for t in np.round(_spaced(steps, sampler, train_steps, default="leading"))]
 
@@ -121,8 +121,10 @@ def _spaced(steps: int, sampler: SchedulerSettings, train_steps: int, default: s
     if spacing not in SPACINGS:
         raise UserError(f"The model's timestep_spacing '{spacing}' is not known. {nearest(str(spacing), SPACINGS)}")
     offset = int(settings.get("steps_offset", 0)) if spacing == "leading" else 0
+    if offset not in (0, 1):
+        raise UserError(f"The model's steps_offset {offset} is not supported. Allowed: 0 or 1.")
     # A schedule that is shifted by an offset has no room for as many steps as there are noise levels.
-    most = train_steps - (offset > 0)
+    most = train_steps - offset
     if not 1 <= steps <= most:
         raise UserError(
             f"{steps} steps cannot be drawn with this model's schedule. Allowed: 1 to {most}; 20 to 50 are usual."
