@@ -60,7 +60,7 @@ def test_min_is_rounded_down_and_max_up() -> None:
     [
         ((512, 512), (512, 512), (512, 512), (0, 0, 512, 512)),
         ((1000, 1000), (512, 512), (512, 512), (0, 0, 512, 512)),
-        # 4:3 = 1.3333; 576/448 = 1.2857 (off 0.048) beats 640/384 = 1.667: height 448 -> 597.33 -> 597 wide, 21 cut off.
+        # 4:3 = 1.3333; 576/448 = 1.2857 (off 0.048) beats 640/384 = 1.667: 448 high -> 597.33 -> 597 wide.
         ((4000, 3000), (576, 448), (597, 448), (10, 0, 586, 448)),
         # 3:4 = 0.75; 448/576 = 0.7778: narrower than the bucket, so width 448 -> 597 high.
         ((3000, 4000), (448, 576), (448, 597), (0, 10, 448, 586)),
@@ -79,8 +79,8 @@ def test_upscaling_by_hand(size: tuple[int, int], bucket: tuple, resized: tuple,
         # 4000x3000: width sqrt(262144 * 4/3) = 591.2, height 443.4. By width: 576 x 432 -> 384, shape 1.5 (off 0.167);
         # by height: 384 x 512, shape 1.3333 (off 0). By height wins.
         ((4000, 3000), (512, 384), (512, 384), (0, 0, 512, 384)),
-        # 1200x1000: width 560.9 -> 512 x 426.7 -> 384 (1.333, off 0.133); height 467.4 -> 448, width 537.6 -> 512 (1.143,
-        # off 0.057): by height: 538 x 448.
+        # 1200x1000: width 560.9 -> 512 x 426.7 -> 384 (1.333, off 0.133);
+        # height 467.4 -> 448, width 537.6 -> 512 (1.143, off 0.057). By height: 538 x 448.
         ((1200, 1000), (512, 448), (538, 448), (13, 0, 525, 448)),
     ],
 )
@@ -163,7 +163,7 @@ def test_config_is_closed_frozen_and_explained() -> None:
     with pytest.raises(ValidationError):
         BucketConfig(stepp=64)  # type: ignore[call-arg]
     with pytest.raises(ValidationError):
-        BucketConfig().step = 32  # type: ignore[misc]
+        BucketConfig().step = 32
     assert all(field.description for field in BucketConfig.model_fields.values())
 
 

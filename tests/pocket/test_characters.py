@@ -69,6 +69,7 @@ def test_own_tags_are_what_pruning_takes_away() -> None:
     left = [tag for tag in drawing.tags if tag not in own]
     assert "full body" in left and "1girl" in left
     assert not any("hair" in tag or "dress" in tag for tag in left)
+    assert {"cat ears", "dark skin", "red shirt", "shirt", "black pants"} <= CHARACTERS["dunvik"].own_tags()
 
 
 def test_a_dye_of_the_same_colour_is_no_feature() -> None:

@@ -23,6 +23,7 @@ from lorabake.pocket.world.garments import Outfit, add_outfit, cloth_strip
 from lorabake.pocket.world.palette import CLOTH, HAIR, INK, WHITE, Rgb, shade
 from lorabake.pocket.world.spec import Extra, Spec, sample
 from lorabake.pocket.world.styles import Style, add_style, duotone
+from lorabake.pocket.world.tags import tags_of
 
 _Coordinates = npt.NDArray[np.float32]
 _ALL_HAIR = (Part.HAIR, Part.HAIR_TELL)
@@ -48,16 +49,12 @@ class Character:
 
     def own_tags(self) -> frozenset[str]:
         """Tags that say what the character always is, which captions for training leave to its name (pruning)."""
-        words = {str(self.fixes[axis]) for axis in ("hair_style", "outfit") if axis in self.fixes}
-        for axis, thing in (("hair_color", "hair"), ("eye_color", "eyes"), ("scarf_color", "scarf")):
-            if axis in self.fixes:
-                words.add(f"{self.fixes[axis]} {thing}")
-        if "outfit_color" in self.fixes:
-            words |= {f"{self.fixes['outfit_color']} {garment}" for garment in ("dress", "shirt", "robe")}
-            words |= {"dress", "shirt", "robe"}
-        if "bottom_color" in self.fixes:
-            words |= {f"{self.fixes['bottom_color']} {garment}" for garment in ("skirt", "pants")}
-        return frozenset(words) | frozenset(self.features)
+        spec = Spec(**self.fixes)
+        told = {*self.fixes, "garment"} if "outfit" in self.fixes else set(self.fixes)
+        colourless = {axis for axis in told if not axis.endswith("_color")}
+        whatever_the_character = set(tags_of(spec, ()))
+        named = {*tags_of(spec, told), *tags_of(spec, colourless)} - whatever_the_character
+        return frozenset(named) | frozenset(self.features)
 
 
 def split_hair(colour: str) -> Extra:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lorabake.base.cards import Card
 
@@ -72,7 +72,7 @@ class Model(Protocol):
     parts: Mapping[Part, nn.Module]
     betas_T: Tensor
     """Noise schedule of training, float64 on the CPU."""
-    sampler: Mapping[str, object]
+    sampler: Mapping[str, Any]
     """The scheduler settings the model came with (timestep spacing, steps offset …)."""
 
     @property

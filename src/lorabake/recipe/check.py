@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
 from lorabake.dataset.buckets import Placement, bucket_problems, place
-from lorabake.dataset.caption import idle_settings
+from lorabake.dataset.buckets import idle_settings as idle_buckets
+from lorabake.dataset.caption import CaptionConfig
+from lorabake.dataset.caption import idle_settings as idle_captions
 from lorabake.dataset.folder import Dataset, open_dataset
 from lorabake.families import inspect_model
 from lorabake.protocols.family import ModelFacts
-from lorabake.recipe.load import parse_sections, read_raw
-from lorabake.recipe.recipe import Recipe
-from lorabake.recipe.resolve import resolve
+from lorabake.recipe.load import anchored, parse_sections, read_raw
+from lorabake.recipe.recipe import Choice, Recipe
+from lorabake.recipe.resolve import resolve, resolve_buckets
+from lorabake.recipe.sections import RateSettings, TrainSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +45,34 @@ def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
 
 
 def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked:
-    """The same for plain values by section.
+    """The same for plain values by section; relative paths count from the current folder.
 
     Raises:
         Problems: as for :func:`check`.
     """
     problems: list[Problem] = []
-    values = parse_sections(raw, problems)
+    values = parse_sections(anchored(raw, Path()), problems)
     facts = _facts(values, problems)
     dataset = _dataset(values, problems)
+    placements = _placements(values, facts, dataset, problems)
+    problems.extend(_contradictions(values))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
-    placements = _placements(recipe, facts, dataset, problems)
-    if not (recipe.rates.lr or recipe.rates.text_encoder_lr):
-        problems.append(
-            Problem(
-                "optimizer.lr", "0 here and for the text encoder: nothing would be trained. Give one of them a value."
-            )
-        )
-    if problems:
-        raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     return Checked(recipe, facts, dataset, placements, _warnings(recipe, dataset))
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is allowed by itself and cannot work together."""
+    rates: RateSettings | None = values.get("rates")
+    if rates is not None and rates.lr == 0 and not rates.text_encoder_lr:
+        what = "0 here and for the text encoder: nothing would be trained. Give one of them a value."
+        yield Problem("optimizer.lr", what)
+    train: TrainSettings | None = values.get("train")
+    adapter: Choice | None = values.get("adapter")
+    if train is not None and adapter is not None and train.precision == "bf16" and adapter.name == "full":
+        what = "'bf16': adapter 'full' trains the weights themselves, which needs fp32. Leave precision out."
+        yield Problem("train.precision", what)
 
 
 def _facts(values: Mapping[str, Any], problems: list[Problem]) -> ModelFacts | None:
@@ -80,7 +89,9 @@ def _dataset(values: Mapping[str, Any], problems: list[Problem]) -> Dataset | No
     if "data" not in values:
         return None
     try:
-        return open_dataset(values["data"].folder)
+        dataset = open_dataset(values["data"].folder)
+        problems.extend(_no_captions(values["data"].captions, dataset))
+        return dataset
     except Problems as error:
         problems.extend(Problem("data.folder", problem.what) for problem in error.problems)
     except UserError as error:
@@ -88,8 +99,23 @@ def _dataset(values: Mapping[str, Any], problems: list[Problem]) -> Dataset | No
     return None
 
 
-def _placements(recipe: Recipe, facts: ModelFacts, dataset: Dataset, problems: list[Problem]) -> tuple[Placement, ...]:
-    buckets = recipe.data.buckets
+def _no_captions(captions: CaptionConfig, dataset: Dataset) -> Iterator[Problem]:
+    """Without a word to hold on to, a LoRA changes every picture. That is hardly ever wanted, so it has to be said."""
+    said = any(sample.caption for sample in dataset.samples) or captions.prefix.strip() or captions.suffix.strip()
+    if not said and captions.caption_dropout < 1:
+        yield Problem(
+            "data.captions",
+            f"none of the {len(dataset)} pictures has a caption. Write one beside each (001.txt for 001.png), name the folder "
+            "10_name to caption them all 'name', or give data.captions.prefix. To train without on purpose: caption_dropout = 1.",
+        )
+
+
+def _placements(
+    values: Mapping[str, Any], facts: ModelFacts | None, dataset: Dataset | None, problems: list[Problem]
+) -> tuple[Placement, ...]:
+    if facts is None or "data" not in values:
+        return ()
+    buckets = resolve_buckets(values["data"].buckets, facts)
     found = [Problem(f"data.buckets.{problem.where}", problem.what) for problem in bucket_problems(buckets)]
     if buckets.step % facts.pixel_step:
         found.append(
@@ -99,7 +125,7 @@ def _placements(recipe: Recipe, facts: ModelFacts, dataset: Dataset, problems: l
             )
         )
     problems.extend(found)
-    if found:
+    if found or dataset is None:
         return ()
     placements = []
     for sample in dataset.samples:
@@ -111,8 +137,9 @@ def _placements(recipe: Recipe, facts: ModelFacts, dataset: Dataset, problems: l
 
 
 def _warnings(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
-    found = [*dataset.notes, *idle_settings(recipe.data.captions)]
-    if dataset.dropped:
-        first = ", ".join(f"{drop.path.name} ({drop.reason})" for drop in dataset.dropped[:3])
-        found.append(f"{len(dataset.dropped)} files are left out: {first}{', …' if len(dataset.dropped) > 3 else ''}.")
-    return tuple(found)
+    return (
+        *(f"{warning.where}: {warning.what}" for warning in dataset.warnings),
+        *dataset.notes,
+        *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
+        *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
+    )

@@ -53,7 +53,7 @@ def anchored(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for section, name in (("data", "folder"), ("model", "base")):
         given = values.get(section)
         path = given.get(name) if isinstance(given, dict) else None
-        if isinstance(given, dict) and isinstance(path, str | os.PathLike) and path != "pocket":
+        if isinstance(path, str | os.PathLike) and (section, path) != ("model", "pocket"):
             given[name] = os.path.abspath(folder / Path(path).expanduser())
     return values
 
@@ -110,7 +110,7 @@ def _section(
 
 def _problems(section: str, model: type[BaseModel], error: ValidationError, owner: str) -> Iterator[Problem]:
     """One problem a setting: where a value may be of several types, pydantic tells what each of them wanted."""
-    wanted: dict[tuple[str, str], list[str]] = {}
+    wrong: dict[str, list[str]] = {}
     for item in error.errors():
         names, holder = _place(model, item["loc"])
         where = ".".join([section, *names])
@@ -125,10 +125,11 @@ def _problems(section: str, model: type[BaseModel], error: ValidationError, owne
         elif item["type"] == "value_error":  # our own validators: they say what was given
             yield Problem(where, item["msg"].removeprefix("Value error, ").rstrip(".") + ".")
         else:
-            message = item["msg"].removeprefix("Input ").removeprefix("should be ")
-            wanted.setdefault((where, "" if names and len(item["loc"]) > len(names) + 1 else repr(item["input"])), []).append(message)
-    for (where, given), messages in wanted.items():
-        yield Problem(where, f"{given}: should be {' or '.join(dict.fromkeys(messages))}.")
+            message = item["msg"].removeprefix("Input ")
+            told = wrong.setdefault(where, [f"{item['input']!r}: {message}"])
+            told += [message.removeprefix("should be ")] if message not in told[0] else []
+    for where, told in wrong.items():
+        yield Problem(where, " or ".join(dict.fromkeys(told)) + ".")
 
 
 def _place(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], type[BaseModel]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+from lorabake.dataset.buckets import BucketConfig
 from lorabake.protocols.family import ModelFacts
 from lorabake.recipe.recipe import Recipe
+from lorabake.recipe.sections import file_name
 
 SMALL_MODEL_LR = 1.5e-3
 USUAL_LR = 1e-4
@@ -14,16 +16,23 @@ FULL_LR = 1e-5
 
 def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
     """A recipe with nothing left open. Resolving twice changes nothing."""
-    buckets = recipe.data.buckets
-    derived = {"resolution": facts.resolution, "step": facts.pixel_step}
-    if missing := {name: value for name, value in derived.items() if name not in buckets.model_fields_set}:
+    buckets = resolve_buckets(recipe.data.buckets, facts)
+    if buckets is not recipe.data.buckets:
         why = f"{facts.name} works at {facts.resolution} px, with sides in steps of {facts.pixel_step}"
-        recipe = recipe.with_value("data", "buckets", buckets.model_copy(update=missing), why)
+        recipe = recipe.with_value("data", "buckets", buckets, why)
     recipe = _rates(recipe, facts)
     recipe = _machine(recipe, facts)
     if recipe.output.name is None:
-        recipe = recipe.with_value("output", "name", recipe.data.folder.resolve().name, "the dataset folder's name")
+        name = file_name(recipe.data.folder.resolve().name)
+        recipe = recipe.with_value("output", "name", name, "the dataset folder's name")
     return recipe
+
+
+def resolve_buckets(buckets: BucketConfig, facts: ModelFacts) -> BucketConfig:
+    """The same with what the model decides filled in, where it was not given."""
+    derived = {"resolution": facts.resolution, "step": facts.pixel_step}
+    missing = {name: value for name, value in derived.items() if name not in buckets.model_fields_set}
+    return buckets.model_copy(update=missing) if missing else buckets
 
 
 def _rates(recipe: Recipe, facts: ModelFacts) -> Recipe:
@@ -54,13 +63,13 @@ def _machine(recipe: Recipe, facts: ModelFacts) -> Recipe:
             "train", "device", "cuda" if found else "cpu", "a GPU was found" if found else "no GPU was found"
         )
     if recipe.train.precision is None:
-        gpu = recipe.train.device == "cuda"
-        recipe = recipe.with_value(
-            "train",
-            "precision",
-            "bf16" if gpu else "fp32",
-            "half the memory, and faster" if gpu else "as fast as bf16 on most CPUs, and exact",
-        )
+        if recipe.adapter.name == "full":
+            precision, why = "fp32", "the weights themselves are trained, and bf16 would round small steps away"
+        elif recipe.train.device == "cuda":
+            precision, why = "bf16", "half the memory, and faster"
+        else:
+            precision, why = "fp32", "as fast as bf16 on most CPUs, and exact"
+        recipe = recipe.with_value("train", "precision", precision, why)
     if recipe.train.threads is None:
         threads = (
             1

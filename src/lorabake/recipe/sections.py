@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lorabake.base.cards import Settings
 from lorabake.base.units import Duration, Epochs
@@ -85,15 +86,29 @@ class SampleSettings(Settings):
     """Prompts drawn at every checkpoint and before the first step, in kohya's prompt-line form ("text --n negative --d seed --s steps --l cfg")."""
 
 
+def file_name(text: str) -> str:
+    """``text`` as a file name that every system takes: what cannot be in one becomes ``_``."""
+    return re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f\ud800-\udfff]', "_", text).strip(". ")[:200].rstrip(". ") or "lora"
+
+
 class OutputSettings(Settings):
     """What the file says of itself."""
 
-    name: str | None = Field(default=None, pattern=r"^[^/\\:*?\"<>|\x00-\x1f]+$")
+    name: str | None = None
     """File name of the LoRA, without suffix. Default: the dataset folder's name."""
     trigger: str | None = None
     """Trigger words, written into the metadata so that the file is not an orphan."""
     comment: str | None = None
     """Free text for the metadata."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, name: str | None) -> str | None:
+        if name is not None and name != file_name(name):
+            raise ValueError(
+                f"{name!r} cannot be a file name everywhere. Leave out / \\ : * ? \" < > |, and dots and spaces at its ends"
+            )
+        return name
 
 
 SECTIONS: dict[str, type[Settings]] = {

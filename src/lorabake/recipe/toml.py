@@ -19,7 +19,7 @@ def to_toml(recipe: Recipe) -> str:
         ]
         for name, table in tables.items():
             reason = recipe.reasons.get(f"{section}.{name}")
-            lines += ["", f"[{section}.{name}]" + (f"  # {reason}" if reason else "")]
+            lines += ["", f"[{section}.{name}]" + _comment(reason)]
             lines += [_line(recipe, f"{section}.{name}.{key}", key, value) for key, value in table.items()]
         lines.append("")
     return "\n".join(lines)
@@ -27,10 +27,16 @@ def to_toml(recipe: Recipe) -> str:
 
 def _line(recipe: Recipe, dotted: str, name: str, value: Any) -> str:
     reason = recipe.reasons.get(dotted)
-    return f"{name} = {_value(value)}" + (f"  # {reason}" if reason else "")
+    return f"{name} = {_value(value)}" + _comment(reason)
 
 
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)  # TOML's strings, numbers and booleans are written as JSON's
+    # TOML's strings, numbers and booleans are written as JSON's, but for one character that JSON leaves bare.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _comment(reason: str | None) -> str:
+    """The reason on one line: a folder's name in it may hold anything."""
+    return "  # " + " ".join("".join(c if c.isprintable() else " " for c in reason).split()) if reason else ""

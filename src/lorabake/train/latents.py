@@ -1,7 +1,7 @@
 """Latents, cached by content.
 
-A latent's key is a hash of everything it depends on: the picture's bytes, how it is resized and cropped, whether it is mirrored, and the
-VAE's own bytes. So an edited picture can never meet an old latent, and deleting the cache costs only time.
+A latent's key is a hash of everything it depends on: the picture's bytes, how it is resized and cropped, whether it is mirrored, the
+VAE's own bytes, and the type and device it computes in. So an edited picture can never meet an old latent, and deleting the cache costs only time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lorabake.base.errors import UserError
 from lorabake.base.files import sha256_file, write_atomic
+from lorabake.base.lock import exclusive
 from lorabake.base.streams import torch_stream
 from lorabake.dataset.buckets import Placement, fit
 from lorabake.dataset.folder import Sample
@@ -37,10 +38,10 @@ class View:
     placement: Placement
     mirrored: bool
 
-    def key(self, latent_space: str) -> str:
-        """Content key of this view's latent (hex)."""
+    def key(self, encoder: str) -> str:
+        """Content key of this view's latent (hex). ``encoder`` says what encodes it, and in which numbers."""
         place = self.placement
-        facts = (self.sample.sha256, place.resized_wh, place.crop_ltrb, self.mirrored, latent_space)
+        facts = (self.sample.sha256, place.resized_wh, place.crop_ltrb, self.mirrored, encoder)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
@@ -62,7 +63,7 @@ def cached_latents(
         UserError: a latent is not finite; the message names the picture.
     """
     space = model.latent_space
-    keys = [view.key(space) for view in views]
+    keys = [view.key(f"{space} {model.dtype} {model.device.type}") for view in views]
     home = folder / space[:16] if folder else None
     found = _read_packs(home, set(keys)) if home else {}
     missing = list({key: view for key, view in zip(keys, views, strict=True) if key not in found}.items())
@@ -106,7 +107,8 @@ def _gathered(latents: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _write_pack(folder: Path, latents: dict[str, Tensor]) -> None:
     data = save({key: tensor.contiguous() for key, tensor in latents.items()})
-    write_atomic(folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", data)
+    with exclusive(folder / ".lock", wait=True):  # two runs on one dataset write the same packs
+        write_atomic(folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", data)
 
 
 def _read_packs(folder: Path, wanted: set[str]) -> dict[str, Tensor]:
@@ -114,7 +116,7 @@ def _read_packs(folder: Path, wanted: set[str]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if sha256_file(path) != path.stem:
-            path.unlink()
+            path.unlink(missing_ok=True)
             continue
         found.update(_read_pack(path, wanted))
     return found

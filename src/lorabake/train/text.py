@@ -31,11 +31,10 @@ class TextSource:
         with torch.no_grad():
             if not self._repeating:
                 return self._model.encode_text(self._tokens(captions))
-            new = [caption for caption in dict.fromkeys(captions) if caption not in self._kept]
-            if new:
-                fresh = self._model.encode_text(self._tokens(new))
-                for index, caption in enumerate(new):
-                    self._kept[caption] = {name: tensor[index] for name, tensor in fresh.items()}
+            for caption in captions:
+                if caption not in self._kept:  # one at a time: what is kept must not depend on what it was first met with
+                    fresh = self._model.encode_text(self._tokens([caption]))
+                    self._kept[caption] = {name: tensor[0] for name, tensor in fresh.items()}
             rows = [self._kept[caption] for caption in captions]
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 

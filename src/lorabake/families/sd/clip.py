@@ -78,8 +78,9 @@ class CLIPTextEmbeddings(nn.Module):
 
 
 def _embedding(count: int, width: int) -> nn.Embedding:
-    """An embedding whose values are still to come. PyTorch's own start, on the meta device, imports its compiler: a second lost."""
-    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
+    """An embedding of normal numbers; of none on the meta device, where drawing them would import PyTorch's compiler (1 s)."""
+    weight = torch.empty(count, width)
+    return nn.Embedding.from_pretrained(weight if weight.is_meta else weight.normal_(), freeze=False)
 
 
 class CLIPEncoder(nn.Module):

@@ -48,7 +48,20 @@ _UNET_FIXED: Mapping[str, tuple[Any, ...]] = {
 }
 _UNET_HARMLESS = frozenset(
     # sizes of switched-off parts, and the bookkeeping that averaged (EMA) U-Nets are saved with
-    ["sample_size", "addition_embed_type_num_heads", "addition_time_embed_dim", "class_embeddings_concat", "projection_class_embeddings_input_dim", "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"]
+    (
+        "sample_size",
+        "addition_embed_type_num_heads",
+        "addition_time_embed_dim",
+        "class_embeddings_concat",
+        "projection_class_embeddings_input_dim",
+        "decay",
+        "inv_gamma",
+        "min_decay",
+        "optimization_step",
+        "power",
+        "update_after_step",
+        "use_ema_warmup",
+    )
 )
 _CLIP_FIXED: Mapping[str, tuple[Any, ...]] = {
     "attention_dropout": (0,),

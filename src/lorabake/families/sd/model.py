@@ -8,11 +8,13 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lorabake.base.errors import UserError
 from lorabake.base.files import replacing, sha256_file, write_atomic
 from lorabake.families.sd.load import load_folder
 from lorabake.protocols.family import Conditioning, Layer, LayerGroup, ModelFacts, Part
@@ -84,7 +86,9 @@ class SDModel:
     @torch.no_grad()
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
         """Images in [-1, 1]."""
-        return self.vae.decode(latents_BCHW / self.vae.config.scaling_factor)
+        return self.vae.decode(
+            latents_BCHW.to(self.device, self.vae.encoder.conv_in.weight.dtype) / self.vae.config.scaling_factor
+        )
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """Ids of 77 tokens each."""
@@ -127,11 +131,36 @@ def _digest(*folders: Path) -> str:
     return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
 
 
-def _betas(sampler: Mapping[str, object]) -> Tensor:
-    start, end, count = float(sampler["beta_start"]), float(sampler["beta_end"]), int(sampler["num_train_timesteps"])  # type: ignore[arg-type]
-    if sampler.get("beta_schedule", "scaled_linear") == "linear":
-        return torch.linspace(start, end, count, dtype=torch.float64)
-    return torch.linspace(start**0.5, end**0.5, count, dtype=torch.float32).double() ** 2
+def _betas(sampler: Mapping[str, Any]) -> Tensor:
+    """The noise schedule a model was trained with, from its scheduler's settings.
+
+    Raises:
+        UserError: a kind of schedule that is not known, or zero terminal SNR with ε prediction, where the last step has no target.
+    """
+    kind, count = sampler.get("beta_schedule", "scaled_linear"), int(sampler["num_train_timesteps"])
+    if sampler.get("trained_betas"):
+        betas_T = torch.tensor(sampler["trained_betas"], dtype=torch.float64)
+    elif kind == "linear":
+        betas_T = torch.linspace(sampler["beta_start"], sampler["beta_end"], count).double()
+    elif kind == "scaled_linear":
+        betas_T = torch.linspace(sampler["beta_start"] ** 0.5, sampler["beta_end"] ** 0.5, count).double() ** 2
+    else:
+        raise UserError(f"The model's noise schedule '{kind}' is not known. Known: linear, scaled_linear.")
+    if not sampler.get("rescale_betas_zero_snr"):
+        return betas_T
+    if sampler.get("prediction_type", "epsilon") == "epsilon":
+        raise UserError(
+            "The model asks for zero terminal SNR but predicts noise (epsilon): its last timestep has nothing to predict."
+        )
+    return _zero_terminal_snr(betas_T)
+
+
+def _zero_terminal_snr(betas_T: Tensor) -> Tensor:
+    """Shift and scale √ᾱ so that the last is 0 and the first stays. Lin et al. 2023, arXiv 2305.08891, algorithm 1."""
+    roots_T = (1 - betas_T).cumprod(0).sqrt()
+    first, last = roots_T[0].clone(), roots_T[-1].clone()
+    cumprod_T = ((roots_T - last) * first / (first - last)) ** 2
+    return 1 - torch.cat([cumprod_T[:1], cumprod_T[1:] / cumprod_T[:-1]])
 
 
 def _layers(part: Part, root: nn.Module) -> Iterator[Layer]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lorabake.families.sd.attention import attend
 
@@ -49,8 +48,8 @@ class GEGLU(nn.Module):
 class _Gate(torch.autograd.Function):
     """value·GELU(gate) over the two halves of the last axis.
 
-    Keeps only its input: autograd's own form also keeps GELU(gate), a seventh of the activations of a transformer block,
-    and pastes the two halves of the gradient together by one more copy.
+    Keeps only its input. Autograd's own form also keeps GELU(gate), four times the block's width for every cell, and joins
+    the two halves of the gradient by one more copy.
     """
 
     @staticmethod
@@ -60,9 +59,8 @@ class _Gate(torch.autograd.Function):
         return F.gelu(gate).mul_(value)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (halves,) = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Any) -> Tensor:
+        (grad,), (halves,) = grad_outputs, ctx.saved_tensors
         value, gate = halves.chunk(2, dim=-1)
         grad_halves = torch.empty_like(halves)
         grad_value, grad_gate = grad_halves.chunk(2, dim=-1)
