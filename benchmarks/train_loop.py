@@ -10,6 +10,7 @@ medians and their ratio. The plain loop comes twice: encoding pictures at every 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -18,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 SIDES = ("lorabake", "diffusers + peft", "diffusers + peft, latents cached")
 RANK, WARM_UP = 8, 5
@@ -74,7 +77,7 @@ def _write_pictures(folder: Path) -> None:
     write_training_set(folder, CHARACTERS["zorbi"], "zorbi")
 
 
-def _timed(step, steps: int, batch: int) -> dict[str, float]:
+def _timed(step: Callable[[], None], steps: int, batch: int) -> dict[str, float]:
     """``step()`` repeated; the clock for the first step starts when the process was started."""
     step()
     first = time.time() - float(os.environ["STARTED"])
@@ -122,25 +125,29 @@ def _plain(arguments: argparse.Namespace) -> dict[str, float]:
 
     import numpy as np
     import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from peft import LoraConfig, get_peft_model
     from PIL import Image
-    from transformers import CLIPTextModel, CLIPTokenizer
 
     from lorabake.base.places import POCKET_MODEL
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    diffusers: Any = importlib.import_module("diffusers")
+    peft: Any = importlib.import_module("peft")
+    transformers: Any = importlib.import_module("transformers")
     part = {name: str(POCKET_MODEL / name) for name in ("unet", "text_encoder", "vae", "tokenizer", "scheduler")}
-    tokenizer = CLIPTokenizer.from_pretrained(part["tokenizer"])
-    text_encoder = CLIPTextModel.from_pretrained(part["text_encoder"], dtype=torch.float32).requires_grad_(False)
-    vae = AutoencoderKL.from_pretrained(part["vae"]).float().requires_grad_(False)
-    unet = UNet2DConditionModel.from_pretrained(part["unet"]).float().requires_grad_(False)
-    scheduler = DDPMScheduler.from_pretrained(part["scheduler"])
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(part["tokenizer"])
+    text_encoder = transformers.CLIPTextModel.from_pretrained(part["text_encoder"], dtype=torch.float32).requires_grad_(
+        False
+    )
+    vae = diffusers.AutoencoderKL.from_pretrained(part["vae"]).float().requires_grad_(False)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(part["unet"]).float().requires_grad_(False)
+    scheduler = diffusers.DDPMScheduler.from_pretrained(part["scheduler"])
     unet_targets = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
-    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=unet_targets))
+    unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=unet_targets))
     text_targets = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-    text_encoder = get_peft_model(text_encoder, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=text_targets))
+    text_encoder = peft.get_peft_model(
+        text_encoder, peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=text_targets)
+    )
     trained = [p for model in (unet, text_encoder) for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01)
     files = sorted(arguments.data.glob("*/*.png"))

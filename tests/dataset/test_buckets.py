@@ -210,10 +210,8 @@ def reference_no_upscale(w: int, h: int, max_area: int, step: int) -> tuple[tupl
         a_h = rounded(a_w / ratio)
         b_h = rounded(rh)
         b_w = rounded(b_h * ratio)
-        if abs(a_w / a_h - ratio) < abs(b_w / b_h - ratio):
-            resized = (a_w, int(a_w / ratio + 0.5))
-        else:
-            resized = (int(b_h * ratio + 0.5), b_h)
+        by_width = abs(a_w / a_h - ratio) < abs(b_w / b_h - ratio)
+        resized = (a_w, int(a_w / ratio + 0.5)) if by_width else (int(b_h * ratio + 0.5), b_h)
     return (resized[0] - resized[0] % step, resized[1] - resized[1] % step), resized
 
 

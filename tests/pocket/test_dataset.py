@@ -25,7 +25,9 @@ def test_a_rendering_is_a_dataset_that_says_what_it_shows(tmp_path: Path) -> Non
     assert (rendering.pictures, rendering.drawn, told) == (120, 120, [(100, 120), (120, 120)])
     dataset = open_dataset(tmp_path / "a", decode=True)
     assert len(dataset) == 120 and not dataset.dropped and not dataset.warnings
-    assert all(sample.size == (64, 64) and sample.repeats == 1 and sample.caption_source == "txt" for sample in dataset.samples)
+    assert all(
+        sample.size == (64, 64) and sample.repeats == 1 and sample.caption_source == "txt" for sample in dataset.samples
+    )
     for index in (0, 57, 119):
         drawing, caption = World(seed=3).picture(index)
         path = picture_path(tmp_path / "a", index)
@@ -97,7 +99,9 @@ def test_what_cannot_be_rendered_is_refused_before_anything_is_written(tmp_path:
     (other / "cat.png").write_bytes(b"")
     with pytest.raises(UserError, match="not empty"):
         render_dataset(other, 3, workers=1)
-    for wrong in ({"count": 0}, {"count": 3, "invented_names": 2.0}, {"count": 3, "size": 65}, {"count": 3, "hold_out": {"sky": {"blue"}}}):
+    for wrong in (dict(invented_names=2.0), dict(size=65), dict(hold_out={"sky": {"blue"}}), dict(workers=0)):
         with pytest.raises(UserError):
-            render_dataset(tmp_path / "new", workers=1, **wrong)
+            render_dataset(tmp_path / "new", 3, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="0 pictures"):
+        render_dataset(tmp_path / "new", 0)
     assert not (tmp_path / "new").exists()

@@ -95,6 +95,11 @@ class TrainingProgress:
             self.say(f"Continuing {event['folder']} at step {event['step']} of {self._total}.")
         self._restart("training", event["step"], self._total)
 
+    def _on_already_finished(self, event: Event) -> None:
+        self.say(
+            f"{event['folder']} is already finished; nothing was trained. Give another folder with --into to train again."
+        )
+
     def _on_step(self, event: Event) -> None:
         now = time.monotonic()
         self._seen = [*self._seen[-50:], (now, event["images"])]

@@ -46,8 +46,7 @@ class BucketConfig(Settings):
     without `upscale`."""
 
     step: int = Field(default=64, gt=0)
-    """Pixels. Every side of a bucket is a multiple of this. Default 64; the model family says what it needs (SDXL works
-    with 32)."""
+    """Pixels. Every side of a bucket is a multiple of this. Default 64; the model family says what it needs (SDXL works with 32)."""
 
     upscale: bool = True
     """Whether a picture smaller than its bucket is enlarged. Default true, so that every picture fills its bucket;
@@ -121,8 +120,7 @@ def idle_settings(config: BucketConfig) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=64)
 def make_buckets(resolution: Size, smallest: int, largest: int, step: int) -> tuple[Size, ...]:
-    """Every bucket with sides between ``smallest`` and ``largest``, in ascending order; none has more area than
-    ``resolution``.
+    """Every bucket with sides between ``smallest`` and ``largest``, in ascending order; none has more area than ``resolution``.
 
     For each width the height is the largest multiple of ``step`` that keeps the area; both ways round, plus the largest
     square.
@@ -198,8 +196,7 @@ def _without_upscaling(size: Size, resolution: Size, step: int) -> Placement:
 
 
 def _shrunk(size: Size, area: int, step: int) -> Size:
-    """``size`` scaled down to ``area`` so that one side is a multiple of ``step``: the side that bends the shape
-    less."""
+    """``size`` scaled down to ``area`` so that one side is a multiple of ``step``: the side that bends the shape less."""
     width, height = size
     if width * height <= area:
         return size
@@ -232,8 +229,9 @@ def _centred(bucket: Size, resized: Size) -> Placement:
 def fit(image: Image.Image, placement: Placement) -> Image.Image:
     """``image`` resized and cropped as ``placement`` says; its size is then ``placement.bucket_wh``.
 
-    Shrinking averages areas (Pillow's BOX, where kohya uses OpenCV's INTER_AREA: the two agree for whole factors and
-    differ slightly for others, because BOX does not split a pixel between two neighbours); enlarging uses LANCZOS.
+    Shrinking uses Pillow's BOX where kohya uses OpenCV's INTER_AREA; enlarging uses LANCZOS, as kohya does. BOX and INTER_AREA
+    agree for whole factors only: BOX does not split a pixel between two neighbours, so for other factors it aliases fine detail
+    and pixels are not those kohya trains on.
     """
     if image.size != placement.resized_wh:
         shrinks = image.width >= placement.resized_wh[0] and image.height >= placement.resized_wh[1]

@@ -44,8 +44,7 @@ class CaptionConfig(Settings):
     classifier-free guidance healthy. Default 0, right for small sets; 0.05 to 0.1 for large ones."""
 
     tag_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Probability, per tag and step, of leaving a tag out; fixed tags stay. Default 0; 0.1 helps when all captions look
-    alike."""
+    """Probability, per tag and step, of leaving a tag out; fixed tags stay. Default 0; 0.1 helps when all captions look alike."""
 
     @model_validator(mode="after")
     def _separators_differ(self) -> CaptionConfig:
@@ -82,8 +81,7 @@ def caption_for_step(text: str, config: CaptionConfig, rng: random.Random) -> st
 
 
 def is_static(config: CaptionConfig) -> bool:
-    """Whether a picture has the same caption at every step, so that its text embedding may be computed once and
-    kept."""
+    """Whether a picture has the same caption at every step, so that its text embedding may be computed once and kept."""
     return not (config.shuffle or config.tag_dropout or config.caption_dropout)
 
 

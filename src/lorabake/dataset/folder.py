@@ -18,7 +18,7 @@ from lorabake.base.errors import Problem, Problems
 from lorabake.base.files import sha256_file
 from lorabake.dataset.companions import Captions, Masks
 from lorabake.dataset.image import DEFAULT_LIMITS, Header, ImageLimits, UnreadableImage, examine, verify
-from lorabake.dataset.scan import PICTURE_EXTENSIONS, Dropped, PictureFile, Scan, named, scan
+from lorabake.dataset.scan import PICTURE_EXTENSIONS, Dropped, PictureFile, Scan, named, printable, scan
 
 _FORMATS = {extension: extension[1:].upper() for extension in PICTURE_EXTENSIONS} | {".jpg": "JPEG"}
 """What a file is expected to hold, by its ending."""
@@ -117,8 +117,7 @@ def open_dataset(
     limits: ImageLimits = DEFAULT_LIMITS,
     decode: bool = False,
 ) -> Dataset:
-    """Open a folder of pictures: numbered folders (``10_suzu/``), other folders and pictures directly in it (1 repeat
-    each).
+    """Open a folder of pictures: numbered folders (``10_suzu/``), other folders and pictures directly in it (1 repeat each).
 
     A caption is the first line of the picture's ``.txt``, else ``.caption``. An empty file is an empty prompt. Without
     a file the caption is ``class_tokens`` or, failing that, the name part of a numbered folder, or "".
@@ -128,14 +127,13 @@ def open_dataset(
         caption_extensions: endings of caption files, the first that exists wins.
         class_tokens: caption of pictures that have no caption file.
         limits: what a picture may ask of the machine.
-        decode: decode every picture, to find damage in the middle of files too (slow); else only those that look cut
-        short.
+        decode: decode every picture, to find damage in the middle of files too (slow); else only those that look cut short.
 
     Raises:
-        Problems: the folder is missing or holds no usable picture, a caption is not text, a folder asks for no repeats
-        …: all at once.
+        Problems: the folder is missing or holds no usable picture, a caption is not text, a folder asks for no repeats …:
+            all at once.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.abspath(Path(path).expanduser()))  # "." has no name; links stay as they are
     found = _scan(root, caption_extensions)
     looks = _look_at_all(found.pictures, limits, verify if decode else examine)
     usable = [(picture, look) for picture, look in zip(found.pictures, looks, strict=True) if isinstance(look, _Look)]
@@ -243,5 +241,5 @@ def _drop_notes(dropped: Sequence[Dropped]) -> Iterator[str]:
 
 
 def _inside(root: Path, path: Path) -> str:
-    """``path`` inside ``root``, printable even where a name is not valid text."""
-    return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
+    """``path`` inside ``root``, to be shown."""
+    return printable(path.relative_to(root).as_posix())

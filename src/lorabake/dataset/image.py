@@ -106,8 +106,7 @@ def probe(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
 
 
 def examine(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
-    """The header, and a decode only when the file looks cut short: quick for healthy files, right about half-copied
-    ones.
+    """The header, and a decode only when the file looks cut short: quick for healthy files, right about half-copied ones.
 
     Raises:
         UnreadableImage: see `read_rgb`; damage in the middle of a file of the right length is not noticed here.
@@ -136,8 +135,7 @@ def verify(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
 
 @contextlib.contextmanager
 def _opened(path: Path, limits: ImageLimits) -> Iterator[tuple[ImageFile.ImageFile, BinaryIO]]:
-    """The picture with its header read and within limits; whatever goes wrong inside the block becomes
-    UnreadableImage."""
+    """The picture with its header read and within limits; whatever goes wrong inside the block becomes UnreadableImage."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe or a device could wait for ever

@@ -55,8 +55,7 @@ def batches_per_epoch(buckets: Sequence[Size], repeats: Sequence[int], batch_siz
 
 
 def _entries(buckets: Sequence[Size], repeats: Sequence[int]) -> dict[Size, list[int]]:
-    """Sample indices by bucket, each as often as it repeats. Buckets are in ascending order, whatever sample came
-    first."""
+    """Sample indices by bucket, each as often as it repeats. Buckets are in ascending order, whatever sample came first."""
     entries: dict[Size, list[int]] = {bucket: [] for bucket in sorted(set(buckets))}
     for index, (bucket, times) in enumerate(zip(buckets, repeats, strict=True)):
         entries[bucket] += repeat(index, times)

@@ -1,11 +1,13 @@
 """Looking through a dataset folder, so that every file in it is used, ignored by rule, or dropped with a reason.
 
-mira/                   pictures here repeat once per epoch
-mira/10_suzu/001.png    a numbered folder: 10 repeats, class tokens "suzu" (kohya's convention)
-mira/10_suzu/001.txt    the caption of 001.png
-mira/extra/002.png      any other folder: 1 repeat
-mira/masks/…            masks with the names of their pictures
-mira/.lorabake/         ours; like everything hidden, not looked at
+A dataset called mira may hold:
+
+    mira/                   pictures here repeat once per epoch
+    mira/10_suzu/001.png    a numbered folder: 10 repeats, class tokens "suzu" (kohya's convention)
+    mira/10_suzu/001.txt    the caption of 001.png
+    mira/extra/002.png      any other folder: 1 repeat
+    mira/masks/…            masks with the names of their pictures
+    mira/.lorabake/         ours; like everything hidden, not looked at
 """
 
 from __future__ import annotations
@@ -61,8 +63,7 @@ class Listing:
             self._alike.setdefault(_alike(name), name)
 
     def find(self, name: str) -> Path | None:
-        """The file called ``name``; failing that one whose name differs only in normal form or in the case of its
-        extension."""
+        """The file called ``name``; failing that one whose name differs only in normal form or in the case of its extension."""
         found = name if name in self._exact else self._alike.get(_alike(name))
         return self.path / found if found is not None else None
 
@@ -140,12 +141,20 @@ def name_order(name: str) -> tuple[str, str]:
 
 def named(names: Iterable[str], limit: int = 5) -> str:
     """``a.png, b.png and 3 more``."""
-    names = list(names)
+    names = [printable(name) for name in names]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
+def printable(name: str) -> str:
+    """``name`` with bytes that are not valid text written out, so that it can be shown and encoded."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _take_folder(found: Scan, path: Path, caption_extensions: Sequence[str]) -> None:
+    if not _is_text(path.name):
+        found.dropped.append(Dropped(path, "its name is not valid text. Rename it."))
+        return
     try:
         listing = Listing(path)
     except OSError as error:

@@ -49,7 +49,7 @@ class AdamW:
             with torch.no_grad():
                 for state in states:
                     state["step"] += 1
-                torch._fused_adamw_(
+                torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
                     parameters,
                     [parameter.grad for parameter in parameters],
                     [state["exp_avg"] for state in states],

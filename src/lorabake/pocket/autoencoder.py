@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from lorabake.base.errors import UserError
 from lorabake.families.sd.blocks import ResnetBlock2D
-from lorabake.families.sd.vae import AutoencoderKL, Decoder, Encoder, VaeAttention
+from lorabake.families.sd.vae import AutoencoderKL, VaeAttention
 from lorabake.pocket.architecture import vae_config
 
 _PATCH = 4
@@ -113,113 +114,128 @@ def analytic_autoencoder(pictures_NHWC: npt.NDArray[np.uint8], seed: int = 0) ->
     with torch.no_grad():
         _quieten(vae)
         _set_encoder(vae.encoder, basis, vae.config.scaling_factor)
-        _set_identity(vae.quant_conv)
+        _pass_on(_cleared(vae, "quant_conv"))
         _set_decoder(vae.decoder, basis)
-        _set_identity(vae.post_quant_conv, vae.config.scaling_factor)
+        _pass_on(_cleared(vae, "post_quant_conv"), vae.config.scaling_factor)
     return vae.requires_grad_(False).eval()
 
 
 def _quieten(network: nn.Module) -> None:
     """Every residual branch starts as zero, so that the network starts shallow and learns many times faster."""
-    for module in network.modules():
+    for path, module in network.named_modules():
         if isinstance(module, ResnetBlock2D):
-            _clear(module.conv2)
+            _cleared(network, f"{path}.conv2")
         elif isinstance(module, VaeAttention):
-            _clear(module.to_out[0])
+            _cleared(network, f"{path}.to_out.0")
 
 
-def _set_encoder(encoder: Encoder, basis: PatchBasis, scaling_factor: float) -> None:
+def _set_encoder(encoder: nn.Module, basis: PatchBasis, scaling_factor: float) -> None:
     """Identity, 2 x 2 pixels into channels, components of 2 x 2 of those, and out through norm and SiLU."""
-    first, second, third = encoder.down_blocks
-    _clear(encoder.conv_in)
+    into = _cleared(encoder, "conv_in")
+    gather = _cleared(encoder, "down_blocks.0.downsamplers.0.conv")
     for colour in range(_COLOURS):
-        encoder.conv_in.weight[colour, colour, 1, 1] = 1
-
-    gather = first.downsamplers[0].conv
-    _clear(gather)
-    for row in range(2):
-        for column in range(2):
-            for colour in range(_COLOURS):
+        into.weight[colour, colour, 1, 1] = 1
+        for row in range(2):
+            for column in range(2):
                 gather.weight[(row * 2 + column) * _COLOURS + colour, colour, row, column] = 1
-    _set_identity(second.resnets[0].conv_shortcut, channels=4 * _COLOURS)
+    _pass_on(_cleared(encoder, "down_blocks.1.resnets.0.conv_shortcut"), channels=4 * _COLOURS)
 
-    project = second.downsamplers[0].conv
-    _clear(project)
+    project = _cleared(encoder, "down_blocks.1.downsamplers.0.conv")
     whiten_CP = torch.from_numpy((basis.components_PC / basis.deviations_C).T.copy())
-    # A patch's rows are (outer row, inner row): the outer pair is the kernel here, the inner pair lies in the channels.
-    whiten_CYyXxc = whiten_CP.reshape(-1, 2, 2, 2, 2, _COLOURS)
     latents = len(whiten_CP)
+    # A patch's rows are (outer row, inner row): the outer pair is the kernel here, the inner pair lies in the channels.
+    whiten_CYyXxc = whiten_CP.reshape(latents, 2, 2, 2, 2, _COLOURS)
     for row in range(2):
         for column in range(2):
             inner_CK = whiten_CYyXxc[:, row, :, column].reshape(latents, -1)
             project.weight[:latents, : 4 * _COLOURS, row, column] = inner_CK
     project.bias[:latents] = -whiten_CP @ torch.from_numpy(basis.mean_P)
 
-    pairs = _pairs(third.resnets[0].conv_shortcut, latents, _WHISPER_ENCODER)
-    _anchor(encoder.mid_block.resnets[-1].conv2, pairs)
-    _clear(encoder.conv_out)
-    _read_pairs(encoder.conv_out, pairs, _WHISPER_ENCODER, signal_variance=1.0, gain=1 / scaling_factor)
-    encoder.conv_out.bias[latents:] = 2 * math.log(_POSTERIOR_DEVIATION / scaling_factor)
+    pairs = _split(_layer(encoder, "down_blocks.2.resnets.0.conv_shortcut"), latents, _WHISPER_ENCODER)
+    _anchor(_layer(encoder, "mid_block.resnets.1.conv2"), pairs)
+    out = _cleared(encoder, "conv_out")
+    _join(out, pairs, _WHISPER_ENCODER, signal_variance=1.0, gain=1 / scaling_factor)
+    out.bias[latents:] = 2 * math.log(_POSTERIOR_DEVIATION / scaling_factor)
 
 
-def _set_decoder(decoder: Decoder, basis: PatchBasis) -> None:
-    """The mean colour of each patch in three channels, enlarged twice by a triangle filter; the other channels stay random."""
-    colours_PC = torch.from_numpy(basis.components_PC * basis.deviations_C).reshape(
-        -1, _COLOURS, len(basis.deviations_C)
-    )
-    decoder.conv_in.weight[:_COLOURS] = 0
-    decoder.conv_in.weight[:_COLOURS, :, 1, 1] = colours_PC.mean(0)
-    decoder.conv_in.bias[:_COLOURS] = torch.from_numpy(basis.mean_P).reshape(-1, _COLOURS).mean(0)
+def _set_decoder(decoder: nn.Module, basis: PatchBasis) -> None:
+    """The mean colour of each patch in three channels, enlarged twice by a triangle filter; other channels stay random."""
+    into = _layer(decoder, "conv_in")
+    colours_KcC = torch.from_numpy(basis.components_PC * basis.deviations_C).reshape(_PATCH**2, _COLOURS, -1)
+    into.weight[:_COLOURS] = 0
+    into.weight[:_COLOURS, :, 1, 1] = colours_KcC.mean(0)
+    into.bias[:_COLOURS] = torch.from_numpy(basis.mean_P).reshape(-1, _COLOURS).mean(0)
 
     tent = torch.tensor([0.25, 0.5, 0.25])
-    first, second, third = decoder.up_blocks
-    for level in (first, second):
-        enlarge = level.upsamplers[0].conv
+    for level in range(2):
+        enlarge = _layer(decoder, f"up_blocks.{level}.upsamplers.0.conv")
         enlarge.weight[:_COLOURS] = 0
         enlarge.bias[:_COLOURS] = 0
         for colour in range(_COLOURS):
             enlarge.weight[colour, colour] = tent[:, None] * tent
-    narrow = second.resnets[0].conv_shortcut
+    narrow = _layer(decoder, "up_blocks.1.resnets.0.conv_shortcut")
     narrow.weight[:_COLOURS] = 0
     narrow.bias[:_COLOURS] = 0
-    narrow.weight[:_COLOURS, :_COLOURS, 0, 0] = torch.eye(_COLOURS)
+    _pass_on(narrow, channels=_COLOURS)
 
-    pairs = _pairs(third.resnets[0].conv_shortcut, _COLOURS, _WHISPER_DECODER)
-    _anchor(third.resnets[-1].conv2, pairs)
-    _clear(decoder.conv_out)
-    _read_pairs(decoder.conv_out, pairs, _WHISPER_DECODER, signal_variance=0.5, gain=1.0)
+    pairs = _split(_layer(decoder, "up_blocks.2.resnets.0.conv_shortcut"), _COLOURS, _WHISPER_DECODER)
+    _anchor(_layer(decoder, "up_blocks.2.resnets.1.conv2"), pairs)
+    _join(_cleared(decoder, "conv_out"), pairs, _WHISPER_DECODER, signal_variance=0.5, gain=1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    """Signal k lies in channels ``starts[k]`` (positive) and the one after it (negative); ``group`` channels are normed together."""
+class _Layer(NamedTuple):
+    """Weights of a convolution, out x in x height x width (or out x in of a linear layer), and its bias."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class _Pairs(NamedTuple):
+    """Signal k lies in channels ``starts[k]`` (positive) and the next (negative); ``group`` channels are normed together."""
 
     starts: tuple[int, ...]
     group: int
 
 
-def _pairs(shortcut: nn.Conv2d, signals: int, whisper: float) -> _Pairs:
-    """Make a 1 x 1 convolution spread its first channels into pairs, one at the start of each of a later norm's groups."""
-    group = shortcut.out_channels // vae_config().norm_num_groups
+def _layer(network: nn.Module, path: str) -> _Layer:
+    module = network.get_submodule(path)
+    assert isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None, path
+    return _Layer(module.weight, module.bias)
+
+
+def _cleared(network: nn.Module, path: str) -> _Layer:
+    layer = _layer(network, path)
+    layer.weight.zero_()
+    layer.bias.zero_()
+    return layer
+
+
+def _pass_on(layer: _Layer, factor: float = 1.0, channels: int | None = None) -> None:
+    """Make a 1 x 1 convolution give its first ``channels`` (all, if not given) times ``factor``."""
+    for channel in range(channels or layer.weight.shape[1]):
+        layer.weight[channel, channel, 0, 0] = factor
+
+
+def _split(shortcut: _Layer, signals: int, whisper: float) -> _Pairs:
+    """Make a 1 x 1 convolution spread its first channels into pairs, each at the start of one of a later norm's groups."""
+    group = len(shortcut.bias) // vae_config().norm_num_groups
     for signal in range(signals):
         start = signal * group
         shortcut.weight[start : start + group] = 0
-        assert shortcut.bias is not None
         shortcut.bias[start : start + group] = 0
         shortcut.weight[start, signal, 0, 0] = whisper
         shortcut.weight[start + 1, signal, 0, 0] = -whisper
     return _Pairs(tuple(signal * group for signal in range(signals)), group)
 
 
-def _anchor(last: nn.Conv2d, pairs: _Pairs) -> None:
-    """Add constants of both signs to the channels beside the pairs. The convolution's weights are zero already."""
-    assert last.bias is not None
+def _anchor(last: _Layer, pairs: _Pairs) -> None:
+    """Add constants of both signs to the channels beside the pairs. The layer's weights are zero already."""
     for start in pairs.starts:
         for channel in range(start + 2, start + pairs.group):
             last.bias[channel] = _ANCHOR if channel % 2 else -_ANCHOR
 
 
-def _read_pairs(out: nn.Conv2d, pairs: _Pairs, whisper: float, signal_variance: float, gain: float) -> None:
+def _join(out: _Layer, pairs: _Pairs, whisper: float, signal_variance: float, gain: float) -> None:
     """Take the difference of each pair, and give back the size that norm and whisper took: silu(u) - silu(-u) = u."""
     anchors, group = pairs.group - 2, pairs.group
     variance = (anchors * _ANCHOR**2 + 2 * whisper**2 * signal_variance) / group
@@ -227,16 +243,3 @@ def _read_pairs(out: nn.Conv2d, pairs: _Pairs, whisper: float, signal_variance: 
     for signal, start in enumerate(pairs.starts):
         out.weight[signal, start, 1, 1] = size
         out.weight[signal, start + 1, 1, 1] = -size
-
-
-def _set_identity(convolution: nn.Module, factor: float = 1.0, channels: int | None = None) -> None:
-    """A 1 x 1 convolution that passes on its first ``channels`` (all of them if not given) times ``factor``."""
-    assert isinstance(convolution, nn.Conv2d)
-    _clear(convolution)
-    for channel in range(channels or convolution.in_channels):
-        convolution.weight[channel, channel, 0, 0] = factor
-
-
-def _clear(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)

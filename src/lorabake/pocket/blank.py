@@ -25,10 +25,10 @@ from lorabake.pocket.architecture import MODEL_INDEX, SCHEDULER, TEXT_ENCODER, U
 from lorabake.pocket.autoencoder import analytic_autoencoder
 from lorabake.pocket.dataset import World
 from lorabake.pocket.decoder import DecoderTraining, psnr, round_trip, train_decoder
-from lorabake.pocket.textmodel import Reading, TextWarmUp, build_tokenizer, new_text_encoder, warm_up
+from lorabake.pocket.textmodel import Reading, TextWarmUp, new_text_encoder, warm_up
+from lorabake.pocket.tokenizer import build_tokenizer
 
-_MEASURED = 200
-_HELD_OUT_SEED = "held out"
+_MEASURED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,10 @@ def blank_model(
     reading = warm_up(text_encoder, tokenizer, preparation.text, lambda step, loss: tell("text_encoder", step, loss))
     _write_part(folder / "text_encoder", "model", text_encoder, TEXT_ENCODER)
 
-    pictures_NHWC = _pictures(World(seed), preparation.pictures)
+    pictures_NHWC = _pictures(World(seed), 0, preparation.pictures)
     vae = analytic_autoencoder(pictures_NHWC, seed)
     train_decoder(vae, pictures_NHWC, preparation.decoder, lambda step, loss: tell("decoder", step, loss))
-    fresh_NHWC = _pictures(World(seed, salt=_HELD_OUT_SEED), _MEASURED)
+    fresh_NHWC = _pictures(World(seed), preparation.pictures, _MEASURED)
     _write_part(folder / "vae", "diffusion_pytorch_model", vae, VAE)
 
     _write_part(folder / "unet", "diffusion_pytorch_model", new_denoiser(seed), UNET)
@@ -115,8 +115,8 @@ def new_denoiser(seed: int = 0) -> UNet2DConditionModel:
     return unet.requires_grad_(False).eval()
 
 
-def _pictures(world: World, count: int) -> npt.NDArray[np.uint8]:
-    return np.stack([np.asarray(world.picture(index)[0].image) for index in range(count)])
+def _pictures(world: World, start: int, count: int) -> npt.NDArray[np.uint8]:
+    return np.stack([np.asarray(world.picture(index)[0].image) for index in range(start, start + count)])
 
 
 def _write_part(folder: Path, stem: str, network: nn.Module, config: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -162,7 +162,7 @@ def _claim(folder: Path, settings: Mapping[str, object], count: int) -> None:
     write_json(manifest, {"complete": False, "pictures": count, "world": settings})
 
 
-def _results(jobs: Sequence[_Job], workers: int) -> Iterator[_Result]:
+def _results(jobs: Sequence[_Job], workers: int) -> Generator[_Result, None, None]:
     if min(workers, len(jobs)) == 1:
         yield from map(_render, jobs)
         return

@@ -83,9 +83,9 @@ def train_decoder(
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            torch._foreach_lerp_(
-                averages, [p.detach() for p in parameters], 1 - min(_EMA_DECAY, (step + 1) / (step + 20))
-            )
+            keep = min(_EMA_DECAY, (step + 1) / (step + 20))
+            for average, parameter in zip(averages, parameters, strict=True):
+                average.lerp_(parameter.detach(), 1 - keep)
             errors.append(error)
             if report and (step + 1) % 100 == 0:
                 report(step + 1, sum(errors[-100:]) / 100)
@@ -145,7 +145,8 @@ def _varied(picture_HWC: npt.NDArray[np.uint8], rng: random.Random) -> npt.NDArr
         return _recoloured(picture_HWC, rng)
     choice -= _SHARE_RECOLOURED
     if choice < _SHARE_PASTED:
-        large = Image.fromarray(picture_HWC).resize((len(picture_HWC) * _SUPERSAMPLE,) * 2, Image.Resampling.NEAREST)
+        side = len(picture_HWC) * _SUPERSAMPLE
+        large = Image.fromarray(picture_HWC).resize((side, side), Image.Resampling.NEAREST)
         _scatter(large, rng, rng.randint(1, 8))
         return np.asarray(large.reduce(_SUPERSAMPLE))
     return picture_HWC

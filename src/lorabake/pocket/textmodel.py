@@ -1,4 +1,4 @@
-"""The pocket model's reading side: its tokenizer, and a text encoder that has learned to read before it meets a picture.
+"""The pocket model's text encoder, which has learned to read before it meets a picture.
 
 A text encoder that starts from random numbers beside a random denoiser never learns which colour belongs to which thing: at first the
 text explains nothing of the noise, so nothing teaches the text. Read alone, captions teach it in minutes: from its state at the end of
@@ -9,66 +9,25 @@ Shapes: B captions, L tokens, A axes, D channels.
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from lorabake.base.files import write_atomic, write_json
 from lorabake.families.sd.clip import CLIPTextModel
 from lorabake.families.sd.tokenizer import ClipTokenizer
-from lorabake.pocket.architecture import END, START, TOKENIZER, VOCABULARY, text_config
+from lorabake.pocket.architecture import text_config
 from lorabake.pocket.world import axes, caption, invented_name, read_tags, sample, tags_of, vocabulary
 
-_OTHER_WORDS = """
-boots gloves cape cloak hood hoodie jacket coat sweater uniform ribbon star heart striped stripes plaid dots gold silver gray grey cyan
-teal magenta neon glowing dark light bright soft pastel sketch painting photo anime cartoon style art by artist character monster dog bird
-fish dragon fairy witch knight wizard princess prince ninja pirate robot looking viewer running jumping walking lying sleeping eating
-drinking cup flower tree mountain river ocean snow rain sunset street city house castle garden field moon sun cloud one two three many
-hands hand head face legs arms tail wings horns fang blush tears angry sad happy surprised laughing solo multiple masterpiece best quality
-worst low high resolution detailed foreground a an the and with of in on at to is are
-""".split()
-"""Words of ordinary prompts that this world has not, so that later characters, styles and things have names of few tokens."""
-_WORD_END = "</w>"
-_NAMES = 4000
 _TAG_DROP, _NAME_SHARE = 0.15, 0.12
 _WARM_UP = 100
-_MEASURED = 1000
+_MEASURED = 500
 _FRESH = 1 << 40
 """Captions for measuring come from a seed this far from those of training."""
-
-
-def build_tokenizer(folder: Path) -> ClipTokenizer:
-    """Write ``vocab.json``, ``merges.txt`` and ``tokenizer_config.json``, and read them again.
-
-    Byte-level BPE as CLIP has it. Every word of the world's tags is one token; words that nobody knew fall into pieces.
-    """
-    merges = _merges()
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(letter + _WORD_END for letter in letters), *(left + right for left, right in merges), START, END]
-    assert len(set(tokens)) == VOCABULARY, f"{len(set(tokens))} different tokens instead of {VOCABULARY}"
-    write_json(folder / "vocab.json", {token: place for place, token in enumerate(tokens)})
-    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
-    write_atomic(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
-    write_json(folder / "tokenizer_config.json", TOKENIZER)
-    write_json(folder / "special_tokens_map.json", {key: TOKENIZER[key] for key in TOKENIZER if key.endswith("_token")})
-    tokenizer = ClipTokenizer.from_folder(folder)
-    broken = [word for word in world_words() if tokenizer.count(word) != 1]
-    assert not broken, f"these words are not one token: {broken}"
-    return tokenizer
-
-
-def world_words() -> list[str]:
-    """Every word of the world's tags, once; digits stand alone, as CLIP cuts them off."""
-    return sorted({word for tag in vocabulary() for word in re.findall(r"[a-z]+|[0-9]", tag)})
 
 
 def new_text_encoder(seed: int = 0) -> CLIPTextModel:
@@ -141,7 +100,9 @@ def warm_up(
         torch.manual_seed(settings.seed)
         answers = nn.Linear(encoder.config.hidden_size, sum(_choices()))
     parameters = [*encoder.parameters(), *answers.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     meanings = _meanings()
     try:
         encoder.requires_grad_(True).train()
@@ -162,32 +123,6 @@ def warm_up(
     finally:
         encoder.requires_grad_(False).eval()
         torch.set_num_threads(threads)
-
-
-def _merges() -> list[tuple[str, str]]:
-    """Merges that fill the vocabulary: the world's words first, then words of other prompts, then pieces of invented names."""
-    rng = random.Random(0)
-    # Merges come in the order of frequency: whatever is rarer cannot take a place from the world's words.
-    corpus = [*world_words() * 1000, *_OTHER_WORDS * 100, *(invented_name(rng) for _ in range(_NAMES))]
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=_WORD_END))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2 * VOCABULARY,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix=_WORD_END,
-        min_frequency=2,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    found = json.loads(tokenizer.to_str())["model"]["merges"]
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    known = {*letters, *(letter + _WORD_END for letter in letters)}
-    merges: list[tuple[str, str]] = []
-    for left, right in found:
-        if left + right not in known and len(merges) < VOCABULARY - 2 * len(letters) - 2:
-            known.add(left + right)
-            merges.append((left, right))
-    return merges
 
 
 def _choices() -> list[int]:

@@ -117,7 +117,7 @@ def _problems(section: str, model: type[BaseModel], error: ValidationError, owne
         if item["type"] == "extra_forbidden":
             known = {**holder.model_fields, **(RateSettings.model_fields if section == "optimizer" else {})}
             part = ".".join([section, *names[:-1]]) if len(names) > 1 else owner or section
-            yield Problem(where, f"not a setting of '{part}'. {nearest(names[-1], known)}")
+            yield Problem(where, f"not a setting of '{part}'. {nearest(names[-1], known) or 'It has none.'}")
         elif item["type"] == "missing":
             yield Problem(where, "is needed and not given.")
         elif item["type"] == "json_invalid":

@@ -106,7 +106,7 @@ class OutputSettings(Settings):
     def _is_a_file_name(cls, name: str | None) -> str | None:
         if name is not None and name != file_name(name):
             raise ValueError(
-                f"{name!r} cannot be a file name everywhere. Leave out / \\ : * ? \" < > |, and dots and spaces at its ends"
+                f'{name!r} cannot be a file name everywhere. Leave out / \\ : * ? " < > |, and dots and spaces at its ends'
             )
         return name
 

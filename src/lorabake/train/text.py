@@ -32,7 +32,9 @@ class TextSource:
             if not self._repeating:
                 return self._model.encode_text(self._tokens(captions))
             for caption in captions:
-                if caption not in self._kept:  # one at a time: what is kept must not depend on what it was first met with
+                if (
+                    caption not in self._kept
+                ):  # one at a time: what is kept must not depend on what it was first met with
                     fresh = self._model.encode_text(self._tokens([caption]))
                     self._kept[caption] = {name: tensor[0] for name, tensor in fresh.items()}
             rows = [self._kept[caption] for caption in captions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,3 +59,16 @@ class Upsample2D(nn.Module):
         """To ``size`` (height, width), or twice the input's."""
         height, width = size or (2 * x_BCHW.shape[2], 2 * x_BCHW.shape[3])
         return self.conv(F.interpolate(x_BCHW, size=(height, width), mode="nearest"))
+
+
+def to_cells(x_BCHW: Tensor) -> Tensor:
+    """A map as a row of its cells, BCHW -> B(H·W)C in memory order: a view of a channels-last map, a copy of a plain one."""
+    return x_BCHW.flatten(2).transpose(1, 2).contiguous()
+
+
+def to_map(cells_BLC: Tensor, like_BCHW: Tensor) -> Tensor:
+    """Cells as a map again, with the height, width and memory layout of ``like_BCHW``: what follows keeps its layout."""
+    map_BCHW = cells_BLC.transpose(1, 2).unflatten(2, like_BCHW.shape[2:])
+    if like_BCHW.is_contiguous(memory_format=torch.channels_last):
+        return map_BCHW
+    return map_BCHW.contiguous()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorabake.families.sd.attention import attend
+from lorabake.families.sd.blocks import to_cells, to_map
 
 
 class Attention(nn.Module):
@@ -123,21 +124,8 @@ class Transformer2DModel(nn.Module):
     def forward(self, x_BCHW: Tensor, text_BMD: Tensor) -> Tensor:
         """BCHW -> BCHW."""
         hidden = self.norm(x_BCHW)
-        cells_BLC = self.proj_in(_cells(hidden)) if self.linear else _cells(self.proj_in(hidden))
+        cells_BLC = self.proj_in(to_cells(hidden)) if self.linear else to_cells(self.proj_in(hidden))
         for block in self.transformer_blocks:
             cells_BLC = block(cells_BLC, text_BMD)
-        hidden = _map(self.proj_out(cells_BLC), x_BCHW) if self.linear else self.proj_out(_map(cells_BLC, x_BCHW))
+        hidden = to_map(self.proj_out(cells_BLC), x_BCHW) if self.linear else self.proj_out(to_map(cells_BLC, x_BCHW))
         return hidden + x_BCHW
-
-
-def _cells(x_BCHW: Tensor) -> Tensor:
-    """BCHW -> BLC in memory order: a view of a channels_last map, a copy of a plain one."""
-    return x_BCHW.flatten(2).transpose(1, 2).contiguous()
-
-
-def _map(cells_BLC: Tensor, like_BCHW: Tensor) -> Tensor:
-    """BLC -> BCHW, laid out in memory as ``like_BCHW`` is."""
-    map_BCHW = cells_BLC.transpose(1, 2).unflatten(2, like_BCHW.shape[2:])
-    if like_BCHW.is_contiguous(memory_format=torch.channels_last):
-        return map_BCHW
-    return map_BCHW.contiguous()

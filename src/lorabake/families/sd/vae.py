@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorabake.families.sd.attention import attend
-from lorabake.families.sd.blocks import Downsample2D, ResnetBlock2D, Upsample2D
+from lorabake.families.sd.blocks import Downsample2D, ResnetBlock2D, Upsample2D, to_cells, to_map
 from lorabake.families.sd.config import VaeConfig
 
 _EPS = 1e-6
@@ -47,11 +47,11 @@ class VaeAttention(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """BCHW -> BCHW."""
-        cells_BLC = self.group_norm(x_BCHW).flatten(2).transpose(1, 2).contiguous()
+        cells_BLC = to_cells(self.group_norm(x_BCHW))
         mixed_BLC = self.to_out[0](
             attend(self.to_q(cells_BLC), self.to_k(cells_BLC), self.to_v(cells_BLC), heads=1, exact=True)
         )
-        return x_BCHW + mixed_BLC.transpose(1, 2).unflatten(2, x_BCHW.shape[2:])
+        return x_BCHW + to_map(mixed_BLC, x_BCHW)
 
 
 class _MidBlock(nn.Module):

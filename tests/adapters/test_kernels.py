@@ -1,0 +1,111 @@
+"""The hand-written backward pass against autograd's."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lorabake.adapters._kernels import low_rank_linear
+
+SHAPES = [(7, 5), (2, 3, 5), (2, 1, 4, 5), (5,)]
+CASES = list(itertools.product(SHAPES, [True, False], [0.0, 0.75, -2.0]))
+
+
+def inputs(
+    shape: tuple[int, ...], bias: bool, dtype: torch.dtype = torch.float64, x_grad: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """x, W, b, A, B: 5 in, 6 out, rank 3."""
+    generator = torch.Generator().manual_seed(1)
+    x, weight, b, down, up = (
+        torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        for size in (shape, (6, 5), (6,), (3, 5), (6, 3))
+    )
+    return x.requires_grad_(x_grad), weight, b if bias else None, down.requires_grad_(), up.requires_grad_()
+
+
+def plainly(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    return F.linear(x, weight + scale * up @ down, bias)
+
+
+@pytest.mark.parametrize(("shape", "bias", "scale"), CASES)
+def test_gradcheck(shape: tuple[int, ...], bias: bool, scale: float) -> None:
+    assert torch.autograd.gradcheck(low_rank_linear, (*inputs(shape, bias), scale), fast_mode=False)
+
+
+@pytest.mark.parametrize("x_grad", [True, False])
+@pytest.mark.parametrize(("shape", "bias", "scale"), CASES)
+def test_equals_the_plain_expression(shape: tuple[int, ...], bias: bool, scale: float, x_grad: bool) -> None:
+    ours, theirs = inputs(shape, bias, x_grad=x_grad), inputs(shape, bias, x_grad=x_grad)
+    y, expected = low_rank_linear(*ours, scale), plainly(*theirs, scale)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype)
+    y.backward(direction)
+    expected.backward(direction)
+    for name, a, b in zip(["x", "W", "b", "A", "B"], ours, theirs, strict=True):
+        if a is not None and b is not None:
+            assert (a.grad is None) == (b.grad is None), name
+            if a.grad is not None:
+                torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("frozen", ["A", "B", "A and B"])
+def test_only_what_is_asked_for_gets_a_gradient(frozen: str) -> None:
+    x, weight, bias, down, up = inputs((7, 5), True)
+    down.requires_grad_("A" not in frozen)
+    up.requires_grad_("B" not in frozen)
+    low_rank_linear(x, weight, bias, down, up, 0.5).sum().backward()
+    assert x.grad is not None
+    assert (down.grad is None) == ("A" in frozen) and (up.grad is None) == ("B" in frozen)
+
+
+def test_gradients_add_up_where_they_are_kept() -> None:
+    x, weight, bias, down, up = inputs((7, 5), True)
+    kept = torch.zeros_like(up)
+    up.grad = kept
+    for _ in range(2):
+        low_rank_linear(x, weight, bias, down, up, 0.5).sum().backward()
+    one = torch.autograd.grad(plainly(x, weight, bias, down, up, 0.5).sum(), up)[0]
+    assert up.grad is kept
+    torch.testing.assert_close(kept, 2 * one)
+
+
+def test_inputs_are_left_as_they_are() -> None:
+    given = inputs((2, 3, 5), True)
+    before = [t.detach().clone() for t in given if t is not None]
+    low_rank_linear(*given, 0.5).square().sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip((t for t in given if t is not None), before, strict=True))
+
+
+def test_a_strided_input() -> None:
+    x, weight, bias, down, up = inputs((7, 5), True)
+    x = x.detach()
+    wide = x.repeat_interleave(2, 1)[:, ::2]
+    assert not wide.is_contiguous()
+    torch.testing.assert_close(
+        low_rank_linear(wide, weight, bias, down, up, 0.5), plainly(x, weight, bias, down, up, 0.5)
+    )
+
+
+def test_float32_weights_on_a_bfloat16_base() -> None:
+    x, weight, bias, down, up = inputs((64, 5), True, torch.bfloat16)
+    down, up = down.detach().float().requires_grad_(), up.detach().float().requires_grad_()
+    y = low_rank_linear(x, weight, bias, down, up, 0.5)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert down.grad is not None and down.grad.dtype == torch.float32
+    assert bias is not None
+    expected = plainly(x.float(), weight.float(), bias.float(), down, up, 0.5)
+    torch.testing.assert_close(y.float(), expected, rtol=0.03, atol=0.1)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    x, weight, bias, down, up = inputs((7, 5), True)
+    (first,) = torch.autograd.grad(
+        low_rank_linear(x, weight, bias, down, up, 0.5).square().sum(), up, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

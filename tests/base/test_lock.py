@@ -1,0 +1,73 @@
+"""One writer per folder, and no lock outlives its holder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lorabake.base.errors import UserError
+from lorabake.base.lock import exclusive
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from lorabake.base.lock import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock until its input ends."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / ".lock")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "held\n"
+    yield process
+    if process.poll() is None:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_process_is_refused_by_name(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(UserError, match=rf"in use by process {holder.pid}\."), exclusive(tmp_path / ".lock"):
+        pytest.fail("the lock was given twice")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
+def test_a_killed_holder_lets_go(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with exclusive(tmp_path / ".lock"):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def test_who_waits_gets_it_next(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    code = HOLDER.replace("sys.argv[1])", "sys.argv[1]), wait=True")
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    waiting = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(timeout=0.5)
+    assert waiting.stdout
+    holder.communicate()
+    assert waiting.stdout.readline() == "held\n"
+    waiting.communicate()
+
+
+def test_it_can_be_held_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        with exclusive(tmp_path / "new" / ".lock"):
+            pass
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_named_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written to"), exclusive(tmp_path / "file" / ".lock"):
+        pytest.fail("there can be no lock")

@@ -1,0 +1,66 @@
+"""A run folder, read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lorabake.base.errors import UserError
+from lorabake.base.events import EventLog
+from lorabake.base.files import write_json
+from lorabake.base.runs import Run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "mira")
+    run.checkpoints.mkdir(parents=True)
+    return run
+
+
+def told(run: Run, *files: str) -> None:
+    log = EventLog(run.events)
+    for step, file in enumerate(files):
+        log({"kind": "checkpoint", "step": step, "file": f"checkpoints/{file}"})
+
+
+def test_checkpoints_come_in_the_order_they_were_made(run: Run) -> None:
+    names = [
+        "mira-2-step00000500.safetensors",
+        "mira-2-000001.safetensors",
+        "mira-2-step00001500.safetensors",
+        "mira-2.safetensors",
+    ]
+    for name in sorted(names):
+        (run.checkpoints / name).touch()
+    told(run, *names)
+    assert [path.name for path in run.checkpoint_paths()] == names
+
+
+def test_only_what_was_told_of_and_is_there(run: Run) -> None:
+    (run.checkpoints / "mira-000001").mkdir()
+    (run.checkpoints / "mira-000003").mkdir()  # a folder that a crash left half written
+    (run.checkpoints / "mira-000002.safetensors.part").touch()
+    told(run, "mira-000001", "mira-000002.safetensors")
+    assert [path.name for path in run.checkpoint_paths()] == ["mira-000001"]
+
+
+def test_finished_is_an_event(run: Run) -> None:
+    assert not run.finished()
+    EventLog(run.events)({"kind": "finished", "steps": 3})
+    assert run.finished()
+
+
+@pytest.mark.parametrize("content", [None, "{", "\0\0"])
+def test_a_folder_without_a_manifest_is_no_run(run: Run, content: str | None) -> None:
+    if content is not None:
+        run.manifest.write_text(content)
+    with pytest.raises(UserError, match="is not a run folder"):
+        run.read_manifest()
+
+
+def test_a_manifest_makes_a_run(run: Run) -> None:
+    assert not run.exists()
+    write_json(run.manifest, {"recipe": {}})
+    assert run.exists() and run.read_manifest() == {"recipe": {}}

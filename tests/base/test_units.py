@@ -1,0 +1,61 @@
+"""Lengths say their unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorabake.base.cards import Settings
+from lorabake.base.units import Duration, Epochs, Steps
+
+
+class Length(Settings):
+    """A setting with a length."""
+
+    length: Duration = Epochs(10)
+    """How long."""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8 epochs", Epochs(8)),
+        ("1 epoch", Epochs(1)),
+        ("2400 steps", Steps(2400)),
+        ("1 step", Steps(1)),
+        ("  12steps ", Steps(12)),
+        (Steps(3), Steps(3)),
+    ],
+)
+def test_parse(text: Any, expected: Duration) -> None:
+    assert Duration.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["8", 8, 8.0, True, None, "epochs", "-1 steps", "1.5 epochs", "8 Epochs", "8 days", "8 steps 2", ""]
+)
+def test_what_has_no_unit_is_refused(text: Any) -> None:
+    with pytest.raises(ValueError, match="needs a number and a unit"):
+        Duration.parse(text)
+
+
+@pytest.mark.parametrize("text", ["0 steps", "0 epochs"])
+def test_nothing_is_no_length(text: str) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Duration.parse(text)
+
+
+@given(st.integers(1, 10**9), st.sampled_from(["steps", "epochs"]))
+def test_written_and_read_back(count: int, unit: Any) -> None:
+    length = Duration(count, unit)
+    assert Duration.parse(str(length)) == length
+    settings = Length(length=length)
+    assert Length.model_validate(settings.model_dump(mode="json")) == settings
+
+
+def test_in_steps() -> None:
+    assert Epochs(3).steps(7) == 21
+    assert Steps(3).steps(7) == 3

@@ -1,0 +1,219 @@
+"""Reading a model folder: the same weights, one copy, and a clear word about everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorabake.base.errors import Problems, UserError
+from lorabake.base.places import POCKET_MODEL
+from lorabake.families.sd.load import LoadedFolder, load_folder
+
+UNET, TEXT, VAE = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(POCKET_MODEL, tmp_path / "model"))
+
+
+def edit(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = {key: tensor.clone() for key, tensor in load_file(file).items()}
+    change(tensors)
+    save_file(tensors, file)
+
+
+def edit_json(file: Path, **values: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def first_bias(model: LoadedFolder) -> float:
+    return float(model.unet.state_dict()["conv_in.bias"][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_are_those_of_the_files(dtype: torch.dtype) -> None:
+    model = load_folder(POCKET_MODEL, dtype=dtype)
+    for network, file in ((model.unet, UNET), (model.text_encoder, TEXT), (model.vae, VAE)):
+        stored = load_file(POCKET_MODEL / file)
+        state = network.state_dict()
+        assert len(state) == len(stored)
+        for key, tensor in stored.items():
+            loaded = state[key if key in state else f"text_model.{key}"]
+            assert loaded.dtype == dtype and torch.equal(loaded, tensor.to(dtype)), key
+        assert not any(parameter.requires_grad for parameter in network.parameters()) and not network.training
+    assert model.scheduler_config["beta_end"] == 0.012
+
+
+def test_the_pocket_model_predicts_what_diffusers_predicts() -> None:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    theirs = UNet2DConditionModel.from_pretrained(POCKET_MODEL / "unet", torch_dtype=torch.float32)
+    ours = load_folder(POCKET_MODEL)
+    with torch.no_grad():
+        text = ours.text_encoder(torch.tensor(ours.tokenizer.encode(["1girl, red hair, beach"])))
+        latents = torch.randn(1, 4, 16, 16)
+        given, expected = (model(latents, torch.tensor([700]), text) for model in (ours.unet, theirs))
+    torch.testing.assert_close(given, expected.sample, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_stays_near(folder: Path) -> None:
+    exact, near = load_folder(folder), load_folder(folder, dtype=torch.bfloat16)
+    with torch.no_grad():
+        ids = torch.tensor(exact.tokenizer.encode(["1girl, red hair, beach"]))
+        latents, timesteps = torch.randn(1, 4, 16, 16), torch.tensor([400])
+        expected = exact.unet(latents, timesteps, exact.text_encoder(ids))
+        given = near.unet(latents.bfloat16(), timesteps, near.text_encoder(ids)).float()
+    assert (given - expected).norm() < 0.05 * expected.norm()
+
+
+def test_training_the_weights_leaves_the_file(folder: Path) -> None:
+    edit(folder / UNET, lambda tensors: tensors.update({key: tensor.float() for key, tensor in tensors.items()}))
+    before = (folder / UNET).read_bytes()
+    model = load_folder(folder)
+    for parameter in model.unet.parameters():
+        parameter.zero_()
+    assert (folder / UNET).read_bytes() == before
+
+
+def test_prefix_positions_and_old_names_are_accepted(folder: Path) -> None:
+    def classic(tensors: dict[str, torch.Tensor]) -> None:
+        for key in list(tensors):
+            tensors[f"text_model.{key}"] = tensors.pop(key)
+        tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+
+    def old(tensors: dict[str, torch.Tensor]) -> None:
+        for key in list(tensors):
+            if ".attentions." in key:
+                was = key.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value")
+                tensors[was.replace("to_out.0", "proj_attn")] = tensors.pop(key)
+
+    expected = load_folder(folder)
+    edit(folder / TEXT, classic)
+    edit(folder / VAE, old)
+    given = load_folder(folder)
+    for ours, theirs in ((given.text_encoder, expected.text_encoder), (given.vae, expected.vae)):
+        for one, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_variant_is_read_when_it_is_alone_or_asked_for(folder: Path) -> None:
+    variant = folder / "unet/diffusion_pytorch_model.fp16.safetensors"
+    shutil.copy(folder / UNET, variant)
+    edit(variant, lambda tensors: tensors["conv_in.bias"].fill_(7))
+    assert first_bias(load_folder(folder)) != 7
+    assert first_bias(load_folder(folder, dtype=torch.float16)) == 7
+    (folder / UNET).unlink()
+    assert first_bias(load_folder(folder)) == 7
+
+
+def test_loading_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys; from lorabake.base.places import POCKET_MODEL; from lorabake.families.sd.load import load_folder;"
+        "load_folder(POCKET_MODEL); print(*{'torch._dynamo', 'diffusers', 'transformers'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def spoil_shape(folder: Path) -> None:
+    edit(folder / UNET, lambda tensors: tensors.update({"conv_in.bias": torch.zeros(3)}))
+
+
+def spoil_missing(folder: Path) -> None:
+    edit(folder / UNET, lambda tensors: tensors.pop("mid_block.resnets.0.conv1.weight"))
+
+
+def spoil_extra(folder: Path) -> None:
+    edit(folder / VAE, lambda tensors: tensors.update({"loss.logvar": torch.zeros(1)}))
+
+
+def spoil_twice(folder: Path) -> None:
+    edit(folder / TEXT, lambda t: t.update({"text_model.final_layer_norm.bias": t["final_layer_norm.bias"].clone()}))
+
+
+def spoil_quantised(folder: Path) -> None:
+    edit(folder / UNET, lambda t: t.update({"conv_in.bias": t["conv_in.bias"].to(torch.int8)}))
+
+
+def spoil_cut_short(folder: Path) -> None:
+    data = (folder / UNET).read_bytes()
+    (folder / UNET).write_bytes(data[: len(data) // 2])
+
+
+def spoil_empty(folder: Path) -> None:
+    (folder / UNET).write_bytes(b"")
+
+
+def spoil_huge_header(folder: Path) -> None:
+    (folder / UNET).write_bytes((2**62).to_bytes(8, "little") + b"{}")
+
+
+def spoil_pickle(folder: Path) -> None:
+    (folder / UNET).rename(folder / "unet/diffusion_pytorch_model.bin")
+
+
+def spoil_shards(folder: Path) -> None:
+    (folder / UNET).rename(folder / "unet/diffusion_pytorch_model-00001-of-00002.safetensors")
+
+
+def spoil_json(folder: Path) -> None:
+    (folder / "vae/config.json").write_text("{")
+
+
+def spoil_widths(folder: Path) -> None:
+    edit_json(folder / "unet/config.json", cross_attention_dim=64)
+
+
+def spoil_vocabulary(folder: Path) -> None:
+    edit_json(folder / "text_encoder/config.json", vocab_size=100)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_shape, ["conv_in.bias", "(3,)", "(32,)"]),
+        (spoil_missing, ["mid_block.resnets.0.conv1.weight", "missing"]),
+        (spoil_extra, ["loss.logvar", "not in the network"]),
+        (spoil_twice, ["final_layer_norm.bias", "twice"]),
+        (spoil_quantised, ["conv_in.bias", "I8"]),
+        (spoil_cut_short, ["diffusion_pytorch_model.safetensors", "damaged"]),
+        (spoil_empty, ["diffusion_pytorch_model.safetensors", "damaged"]),
+        (spoil_huge_header, ["diffusion_pytorch_model.safetensors", "damaged"]),
+        (spoil_pickle, ["diffusion_pytorch_model.bin", "runs whatever code", "convert"]),
+        (spoil_shards, ["shards"]),
+        (spoil_json, ["vae", "config.json", "JSON"]),
+        (spoil_widths, ["cross_attention_dim", "64", "128"]),
+        (spoil_vocabulary, ["2048", "100"]),
+    ],
+)
+def test_what_is_wrong_is_said(folder: Path, spoil: Callable[[Path], None], words: list[str]) -> None:
+    spoil(folder)
+    with pytest.raises(UserError) as caught:
+        load_folder(folder)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_folder_that_is_no_model_lists_all_that_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(Problems) as caught:
+        load_folder(tmp_path)
+    text = str(caught.value)
+    for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
+        assert f"{part}/" in text
+    with pytest.raises(UserError, match="does not exist"):
+        load_folder(tmp_path / "nothing")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="is a file"):
+        load_folder(tmp_path / "model.safetensors")

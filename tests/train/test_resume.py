@@ -1,0 +1,288 @@
+"""Killed at any instant, the same command continues to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Options = Callable[..., list[str]]
+
+PROMPT = "1girl, smile --s 2 --d 3"
+KINDS: dict[str, dict[str, Any]] = {
+    "accumulation": {"train__gradient_accumulation": 2, "train__length": "9 steps", "save__every": "4 steps"},
+    "everything random": {
+        "train__length": "10 steps", "save__every": "3 steps", "data__flip": True, "data__captions__shuffle": True,
+        "data__captions__tag_dropout": 0.2, "adapter__dropout": 0.1, "adapter__rank_dropout": 0.1, "adapter__module_dropout": 0.1,
+        "schedule__warmup": 0.3, "sample__prompts": [PROMPT],
+    },
+    "cached text": {"train__length": "10 steps", "save__every": "1 epoch", "optimizer__text_encoder_lr": 0.0},
+    "states at checkpoints only": {"train__length": "10 steps", "save__every": "3 steps", "save__state_every": 1e6},
+    "a whole model": {"adapter__name": "full", "adapter__rank": None, "train__length": "6 steps", "save__every": "2 steps"},
+    "convolutions, recomputed": {"adapter__conv_rank": 2, "train__gradient_checkpointing": True, "train__length": "7 steps"},
+}  # fmt: skip
+
+
+def steps_done(run: Path) -> int:
+    events = run / "events.jsonl"
+    return events.read_bytes().count(b'"kind": "step"') if events.exists() else 0
+
+
+def arguments(options: Options, kind: str) -> list[str]:
+    words = options(**KINDS[kind])
+    pairs = list(zip(words[::2], words[1::2], strict=True))
+    return [word for pair in pairs if not pair[1].endswith("=null") and not ("full" in " ".join(words) and "adapter.rank" in pair[1]) for word in pair]
+
+
+def uninterrupted(oven: Any, dataset: Path, into: Path, words: list[str]) -> float:
+    started = time.monotonic()
+    done = oven.run("train", dataset, "--into", into, *words)
+    assert done.code == 0, done.err
+    return time.monotonic() - started
+
+
+def interrupt(oven: Any, dataset: Path, into: Path, words: list[str], moments: list[Callable[[float], bool]], kill_at: Any) -> int:
+    """Start again and again, killing at each of the moments (told the seconds since the start), then run to the end."""
+    kills = 0
+    for moment in moments:
+        pid = oven.start("train", dataset, "--into", into, *words)
+        began = time.monotonic()
+        kills += kill_at(pid, lambda now=moment, since=began: now(time.monotonic() - since) or finished(into))
+        if oven.end().code == 0:
+            break
+    done = oven.run("train", dataset, "--into", into, *words)
+    assert done.code == 0, done.err
+    return kills
+
+
+def finished(run: Path) -> bool:
+    events = run / "events.jsonl"
+    return events.exists() and b'"finished"' in events.read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
+def test_six_kills(oven: Any, dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any) -> None:
+    words = arguments(options, "accumulation")
+    seconds = uninterrupted(oven, dataset, tmp_path / "whole", words)
+    cut, rng = tmp_path / "cut", random.Random(5)
+
+    def after(delay: float) -> Callable[[float], bool]:
+        return lambda passed: passed > delay
+
+    moments = [
+        after(rng.uniform(0, 0.3) * seconds),  # before or in the first step
+        lambda passed: steps_done(cut) >= 1,
+        lambda passed: (cut / "checkpoints").exists(),  # while the first checkpoint is written
+        after(rng.uniform(0.2, 0.8) * seconds),
+        lambda passed: (cut / "checkpoints" / "mira-000002.safetensors").exists() or any(cut.glob("checkpoints/*00000008*")),
+        lambda passed: (cut / "checkpoints" / "mira.safetensors").exists(),  # between the last file and "finished"
+    ]
+    assert interrupt(oven, dataset, cut, words, moments, kill_at) >= 4
+    assert result(cut).differences(result(tmp_path / "whole")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_kills(oven: Any, dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any, kind: str) -> None:
+    words = arguments(options, kind)
+    seconds = uninterrupted(oven, dataset, tmp_path / "whole", words)
+    rng, cut = random.Random(kind), tmp_path / "cut"
+    moments = [lambda passed, delay=rng.uniform(0, seconds): passed > delay for _ in range(12)]
+    assert interrupt(oven, dataset, cut, words, moments, kill_at) >= 1
+    assert result(cut).differences(result(tmp_path / "whole")) == []
+
+
+@pytest.mark.slow
+def test_a_real_command_line_is_killed_and_continues(dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any) -> None:
+    """The same without the forking: ``python -m lorabake`` in processes of its own."""
+    import subprocess
+    import sys
+
+    words = options(train__length="8 steps")
+    command = [sys.executable, "-m", "lorabake", "train", str(dataset), *words, "--into"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert kill_at(process.pid, lambda: steps_done(tmp_path / "cut") >= 3)
+    assert process.wait() != 0
+    subprocess.run([*command, str(tmp_path / "cut")], check=True, capture_output=True)
+    assert result(tmp_path / "cut").differences(result(tmp_path / "whole")) == []
+
+
+def test_ctrl_c_stops_after_the_step_with_a_state(oven: Any, dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any) -> None:
+    words = options(train__length="10 steps", save__state_every=1e6, save__every="100 steps")
+    cut = tmp_path / "cut"
+    pid = oven.start("train", dataset, "--into", cut, *words)
+    assert kill_at(pid, lambda: steps_done(cut) >= 2, signal.SIGINT)
+    stopped = oven.end()
+    assert stopped.code == 130, stopped.err
+    assert "The same command continues." in stopped.err and "Traceback" not in stopped.err
+    (state,) = (cut / "state").iterdir()
+    done = steps_done(cut)
+    assert 2 <= done < 10 and state.name.startswith(f"step{done:08d}-")
+    continued = oven.run("train", dataset, "--into", cut, *words)
+    assert continued.code == 0 and f"Continuing {cut} at step {done} of 10." in continued.err
+    uninterrupted(oven, dataset, tmp_path / "whole", words)
+    assert result(cut).differences(result(tmp_path / "whole")) == []
+
+
+@pytest.fixture(scope="module")
+def finished_run(oven: Any, drawings: list, options: Options, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+    """A dataset, a whole run of six steps on it, and the words it was started with."""
+    from lorabake.sampling.infotext import save_png
+
+    folder = tmp_path_factory.mktemp("finished")
+    for index, (image, caption) in enumerate(drawings):
+        path = folder / "mira" / "1_mira" / f"{index:03d}.png"
+        save_png(image, path)
+        path.with_suffix(".txt").write_text(caption)
+    words = options(train__length="6 steps", save__every="2 steps")
+    done = oven.run("train", folder / "mira", "--into", folder / "run", *words)
+    assert done.code == 0, done.err
+    return folder / "mira", folder / "run", words
+
+
+@pytest.fixture
+def copies(finished_run: tuple[Path, Path, list[str]], tmp_path: Path) -> tuple[Path, Path, list[str]]:
+    """The same, to be spoiled."""
+    dataset, run, words = finished_run
+    shutil.copytree(run, tmp_path / "run")
+    return dataset, tmp_path / "run", words
+
+
+def unfinished(run: Path) -> None:
+    """Take back what the last step left."""
+    lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "events.jsonl").write_bytes(b"".join(line for line in lines if b'"finished"' not in line))
+
+
+def flip_a_byte(path: Path, where: float = 0.6) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(where * len(data))] ^= 16
+    path.write_bytes(data)
+
+
+def test_a_finished_run_is_left_alone(oven: Any, copies: Any) -> None:
+    dataset, run, words = copies
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    done = oven.run("train", dataset, "--into", run, *words)
+    assert done.code == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("where", [0.0, 0.01, 0.6, 0.999])
+def test_a_damaged_state_falls_back_to_the_one_before(
+    oven: Any, copies: Any, finished_run: Any, result: Any, where: float
+) -> None:
+    dataset, run, words = copies
+    older, newest = sorted((run / "state").iterdir())
+    unfinished(run)
+    flip_a_byte(newest, where)
+    (run / "checkpoints" / "mira.safetensors").unlink()
+    done = oven.run("train", dataset, "--into", run, *words)
+    assert done.code == 0, done.err
+    step = int(older.name[4:12])
+    assert f"at step {step} of 6" in done.err
+    assert result(run).differences(result(finished_run[1])) == []
+
+
+def test_with_every_state_damaged_it_starts_over(oven: Any, copies: Any, finished_run: Any, result: Any) -> None:
+    dataset, run, words = copies
+    unfinished(run)
+    for path in (run / "state").iterdir():
+        flip_a_byte(path)
+    done = oven.run("train", dataset, "--into", run, *words)
+    assert done.code == 0 and "Continuing" not in done.err
+    assert result(run).differences(result(finished_run[1])) == []
+
+
+def test_left_overs_of_a_crash_are_no_trouble(oven: Any, copies: Any, finished_run: Any, result: Any) -> None:
+    dataset, run, words = copies
+    unfinished(run)
+    older, newest = sorted((run / "state").iterdir())
+    newest.rename(newest.with_name(newest.name + ".part"))
+    (run / "checkpoints" / "mira.safetensors").rename(run / "checkpoints" / "mira.safetensors.part")
+    with (run / "events.jsonl").open("ab") as file:
+        file.write(b'{"kind": "step", "st')
+    done = oven.run("train", dataset, "--into", run, *words)
+    assert done.code == 0, done.err
+    assert [name for name in result(run).differences(result(finished_run[1])) if not name.endswith(".part")] == []
+
+
+# ---- what is not the same run
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--set", "adapter.rank=4"], "adapter.rank: 2 there, 4 now"),
+        (["--set", "optimizer.lr=0.001"], "optimizer.lr: 0.0015 there, 0.001 now"),
+        (["--set", 'schedule.name="linear"', "--set", "train.seed=7"], "schedule.name: cosine there, linear now\n  train.seed: 42 there, 7 now"),
+    ],
+)
+def test_another_recipe_is_refused_by_name(oven: Any, copies: Any, result: Any, change: list[str], named: str) -> None:
+    dataset, run, words = copies
+    before = result(run)
+    done = oven.run("train", dataset, "--into", run, *words, *change)
+    assert done.code == 2 and "Traceback" not in done.err
+    assert named in done.err and "holds another run" in done.err and "--into" in done.err
+    assert result(run) == before
+
+
+@pytest.mark.parametrize("edit", ["caption", "pixels", "one less", "one more", "repeats"])
+def test_an_edited_dataset_is_refused(oven: Any, copies: Any, tmp_path: Path, edit: str) -> None:
+    dataset, run, words = copies
+    changed = tmp_path / "mira"
+    shutil.copytree(dataset, changed)
+    folder = changed / "1_mira"
+    if edit == "caption":
+        (folder / "000.txt").write_text("something else")
+    elif edit == "pixels":
+        shutil.copy(folder / "001.png", folder / "000.png")
+    elif edit == "one less":
+        (folder / "000.png").unlink()
+    elif edit == "one more":
+        shutil.copy(folder / "000.png", folder / "new.png")
+    else:
+        folder.rename(changed / "2_mira")
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["recipe"]["data"]["folder"] = str(changed)  # the same place
+    (run / "run.json").write_text(json.dumps(manifest))
+    done = oven.run("train", changed, "--into", run, *words)
+    assert done.code == 2 and "  dataset: " in done.err
+    assert done.err.count(" there, ") == 1
+
+
+def test_another_version_is_refused(oven: Any, copies: Any) -> None:
+    dataset, run, words = copies
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["lock"]["torch"] = "9.9"
+    (run / "run.json").write_text(json.dumps(manifest))
+    done = oven.run("train", dataset, "--into", run, *words)
+    assert done.code == 2 and "torch: 9.9 there, " in done.err
+
+
+def test_a_second_process_in_one_folder_is_refused(oven: Any, copies: Any) -> None:
+    from lorabake.base.lock import exclusive
+
+    dataset, run, words = copies
+    with exclusive(run / ".lock"):
+        done = oven.run("train", dataset, "--into", run, *words)
+    import os
+
+    assert done.code == 2 and f"is in use by process {os.getpid()}." in done.err
+
+
+def test_a_file_in_the_place_of_the_run_folder(oven: Any, finished_run: Any, tmp_path: Path) -> None:
+    dataset, _, words = finished_run
+    (tmp_path / "file").write_text("mine")
+    done = oven.run("train", dataset, "--into", tmp_path / "file", *words)
+    assert done.code == 2 and "Traceback" not in done.err
+    assert (tmp_path / "file").read_text() == "mine"
