@@ -160,25 +160,40 @@ def test_icc_profile_is_honoured(tmp_path: Path) -> None:
     assert red < 15
 
 
-def _profile_with_red_and_green_swapped() -> bytes:
-    """sRGB in which the red primary is where green is and the other way round."""
+def _srgb_profile() -> tuple[bytearray, dict[bytes, int]]:
+    """An sRGB profile, and where in it each tag's row of the table is."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    table = {
-        bytes(profile[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i
-        for i in range(struct.unpack(">I", profile[128:132])[0])
-    }
-    red, green = table[b"rXYZ"], table[b"gXYZ"]
-    profile[red + 4 : red + 12], profile[green + 4 : green + 12] = (
-        profile[green + 4 : green + 12],
-        profile[red + 4 : red + 12],
-    )
+    # ICC.1:2022 7.3: after 128 bytes of header, a count, then (signature, offset, size) of each tag.
+    rows = range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12)
+    return profile, {bytes(profile[row : row + 4]): row for row in rows}
+
+
+def _profile_with_red_and_green_swapped() -> bytes:
+    profile, rows = _srgb_profile()
+    red, green = (slice(rows[name] + 4, rows[name] + 12) for name in (b"rXYZ", b"gXYZ"))
+    profile[red], profile[green] = profile[green], profile[red]
+    return bytes(profile)
+
+
+def _profile_nearly_srgb() -> bytes:
+    """sRGB as another program rounds it: the red primary is off by 50 / 65536, which moves some pixels by 1 or 2."""
+    profile, rows = _srgb_profile()
+    offset = int.from_bytes(profile[rows[b"rXYZ"] + 4 : rows[b"rXYZ"] + 8], "big")
+    x = slice(offset + 8, offset + 12)
+    profile[x] = (int.from_bytes(profile[x], "big") + 50).to_bytes(4, "big")
     return bytes(profile)
 
 
 def test_an_srgb_profile_changes_no_pixel(tmp_path: Path) -> None:
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    path = saved(tmp_path / "a.png", encoded(noise(), "PNG", icc_profile=srgb))
-    assert read_rgb(path).tobytes() == noise().tobytes()
+    exact, nearly = bytes(_srgb_profile()[0]), _profile_nearly_srgb()
+    converted = ImageCms.profileToProfile(
+        noise(), ImageCms.ImageCmsProfile(io.BytesIO(nearly)), ImageCms.createProfile("sRGB")
+    )
+    assert converted is not None
+    assert converted.tobytes() != noise().tobytes()  # so leaving the pixels alone is a decision, not an accident
+    for profile in (exact, nearly):
+        path = saved(tmp_path / "a.png", encoded(noise(), "PNG", icc_profile=profile))
+        assert read_rgb(path).tobytes() == noise().tobytes()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -241,17 +256,20 @@ def test_a_thumbnail_does_not_hide_the_cut(tmp_path: Path) -> None:
 
 
 def test_healthy_files_are_examined_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("decoded")
+    decoded = []
+
+    def load(image: Image.Image) -> None:
+        decoded.append(image.format)
 
     paths = [
         saved(tmp_path / name, encoded(noise(), name, **options)) for name, options in FORMATS.items() if name != "GIF"
     ]
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
-    monkeypatch.setattr("PIL.WebPImagePlugin.WebPImageFile.load", refuse)
-    monkeypatch.setattr("PIL.AvifImagePlugin.AvifImageFile.load", refuse)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    monkeypatch.setattr("PIL.WebPImagePlugin.WebPImageFile.load", load)
+    monkeypatch.setattr("PIL.AvifImagePlugin.AvifImageFile.load", load)
     assert [examine(path).width for path in paths] == [48] * len(paths)
     assert [probe(path) for path in paths] == [(48, 32)] * len(paths)
+    assert not decoded
 
 
 @pytest.mark.parametrize(

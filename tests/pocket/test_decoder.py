@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lorabake.base.errors import UserError
+from lorabake.pocket import decoder
 from lorabake.pocket.autoencoder import analytic_autoencoder
 from lorabake.pocket.decoder import DecoderTraining, psnr, round_trip, strange_picture, train_decoder
 from lorabake.pocket.world import draw, sample
@@ -45,22 +46,29 @@ def test_training_is_repeatable_and_leaves_the_encoder_alone(pictures_NHWC: np.n
     assert torch.get_num_threads() == threads
 
 
-def test_an_error_in_a_report_leaves_a_usable_autoencoder(pictures_NHWC: np.ndarray) -> None:
+def test_an_error_leaves_a_usable_autoencoder(pictures_NHWC: np.ndarray) -> None:
     vae = analytic_autoencoder(pictures_NHWC)
     with pytest.raises(UserError, match="without pictures"):
         train_decoder(vae, pictures_NHWC[:0])
+
+    def stop(step: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(decoder, "REPORT_EVERY", 1)
+        train_decoder(vae, pictures_NHWC, DecoderTraining(steps=2), stop)
     assert not vae.training and not any(parameter.requires_grad for parameter in vae.parameters())
 
 
 @pytest.mark.slow
-def test_a_minute_of_training_sharpens_fresh_pictures(pictures_NHWC: np.ndarray) -> None:
+def test_a_hundred_steps_sharpen_fresh_pictures(pictures_NHWC: np.ndarray) -> None:
     vae = analytic_autoencoder(pictures_NHWC)
     held_out = pictures_NHWC[120:]
     before = psnr(held_out, round_trip(vae, held_out)).mean()
     losses: list[float] = []
-    train_decoder(vae, pictures_NHWC[:120], DecoderTraining(steps=200), lambda step, loss: losses.append(loss))
-    assert psnr(held_out, round_trip(vae, held_out)).mean() > before + 2
-    assert len(losses) == 2 and losses[1] < losses[0]
+    train_decoder(vae, pictures_NHWC[:120], DecoderTraining(steps=100), lambda step, loss: losses.append(loss))
+    assert psnr(held_out, round_trip(vae, held_out)).mean() > before + 1
+    assert len(losses) == 1 and 0 < losses[0] < 0.3
 
 
 def test_strange_pictures_are_many_and_repeatable() -> None:

@@ -32,6 +32,6 @@ def test_a_warm_up_is_repeatable_and_lowers_the_loss(tokenizer: ClipTokenizer) -
 
 
 @pytest.mark.slow
-def test_two_hundred_steps_read_most_of_a_caption(tokenizer: ClipTokenizer) -> None:
-    reading = warm_up(new_text_encoder(0), tokenizer, TextWarmUp(steps=200, batch_size=48))
-    assert reading.mean > 0.6 and reading.unsaid > 0.85
+def test_a_hundred_and_fifty_steps_read_most_of_a_caption(tokenizer: ClipTokenizer) -> None:
+    reading = warm_up(new_text_encoder(0), tokenizer, TextWarmUp(steps=150, batch_size=48))
+    assert reading.mean > 0.5 and reading.unsaid > 0.85

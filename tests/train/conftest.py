@@ -24,9 +24,15 @@ from lorabake.pocket.world import draw, sample
 from lorabake.sampling.infotext import save_png
 
 _OVEN = """
-import json, os, signal, sys, traceback
-import lorabake.cli, lorabake.train.run, lorabake.recipe, lorabake.families.sd.model, lorabake.adapters.lora, lorabake.adapters._graft
-import lorabake.adapters._kernels, lorabake.adapters.full
+import importlib, json, os, pkgutil, signal, sys, traceback
+import lorabake, lorabake.cli
+from lorabake.base.cards import ROOMS, cards
+for room in ("base", "dataset", "protocols", "families.sd", "adapters", "objectives", "optimizers", "formats", "recipe", "sampling", "train"):
+    package = importlib.import_module("lorabake." + room)
+    for item in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        importlib.import_module(item.name)
+for kind in ROOMS:
+    cards(kind)
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
@@ -47,8 +53,7 @@ for line in sys.stdin:
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(code)
     print(json.dumps(child), flush=True)
-    if job["wait"]:
-        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
+    print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
 """
 
 
@@ -66,11 +71,14 @@ class Oven:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._process = subprocess.Popen([sys.executable, "-c", _OVEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = {**os.environ, "COLUMNS": "1000"}  # messages in one line each
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _OVEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
-    def start(self, *argv: str | Path, cwd: Path | None = None, before: str = "", wait: bool = False) -> int:
+    def start(self, *argv: str | Path, cwd: Path | None = None, before: str = "") -> int:
         """Start a command; returns its process id."""
-        job = {"argv": list(map(str, argv)), "cwd": str(cwd or self._folder), "before": before, "wait": True,
+        job = {"argv": list(map(str, argv)), "cwd": str(cwd or self._folder), "before": before,
                "out": str(self._folder / "out"), "err": str(self._folder / "err")}  # fmt: skip
         self._tell(job)
         return self._hear()

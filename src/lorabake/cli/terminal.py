@@ -95,6 +95,9 @@ class TrainingProgress:
             self.say(f"Continuing {event['folder']} at step {event['step']} of {self._total}.")
         self._restart("training", event["step"], self._total)
 
+    def _on_samples_failed(self, event: Event) -> None:
+        self.say(f"note: no sample pictures at step {event['step']}: {event['reason']}")
+
     def _on_already_finished(self, event: Event) -> None:
         self.say(
             f"{event['folder']} is already finished; nothing was trained. Give another folder with --into to train again."

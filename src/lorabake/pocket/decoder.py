@@ -22,6 +22,7 @@ from lorabake.base.errors import UserError
 from lorabake.families.sd.vae import AutoencoderKL
 
 BATCH = 12
+REPORT_EVERY = 100
 _WARM_UP = 40
 _EMA_DECAY = 0.995
 _SHARE_ABSTRACT, _SHARE_RECOLOURED, _SHARE_PASTED = 0.08, 0.12, 0.15
@@ -87,8 +88,8 @@ def train_decoder(
             for average, parameter in zip(averages, parameters, strict=True):
                 average.lerp_(parameter.detach(), 1 - keep)
             errors.append(error)
-            if report and (step + 1) % 100 == 0:
-                report(step + 1, sum(errors[-100:]) / 100)
+            if report and (step + 1) % REPORT_EVERY == 0:
+                report(step + 1, sum(errors[-REPORT_EVERY:]) / REPORT_EVERY)
         with torch.no_grad():
             for parameter, average in zip(parameters, averages, strict=True):
                 parameter.copy_(average)

@@ -37,6 +37,8 @@ class ModelFacts:
     """``ss_base_model_version`` as other tools write it, e.g. ``sd_v1``."""
     architecture: str
     """``modelspec.architecture`` without the adapter suffix, e.g. ``stable-diffusion-v1``."""
+    digest: str
+    """Fingerprint (hex) of all files of the model, to tell whether a run still stands on the same base."""
     small: bool
     """Narrow layers, as the pocket model has: they want a higher learning rate, and one thread on a CPU."""
 
@@ -79,11 +81,6 @@ class Model(Protocol):
     def device(self) -> torch.device: ...
     @property
     def dtype(self) -> torch.dtype: ...
-    @property
-    def digest(self) -> str:
-        """sha256 (hex) of the denoiser's and text encoder's files."""
-        ...
-
     @property
     def latent_space(self) -> str:
         """sha256 (hex) of what makes latents: the VAE's bytes and its scale. Cached latents carry it in their keys."""

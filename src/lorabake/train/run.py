@@ -13,20 +13,24 @@ from typing import Any
 import torch
 
 import lorabake
-from lorabake.base.errors import NotFinite, UserError
+from lorabake.base.errors import LorabakeError, NotFinite, UserError
 from lorabake.base.events import EventLog, Events
 from lorabake.base.files import write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
 from lorabake.recipe import Checked
 from lorabake.recipe.toml import to_toml
+from lorabake.sampling.draw import check as check_prompts
 from lorabake.sampling.draw import draw
 from lorabake.sampling.infotext import Infotext, save_png, write
-from lorabake.sampling.prompts import line_to_prompt
+from lorabake.sampling.prompts import Prompt, line_to_prompt
 from lorabake.train.bake import prepare
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
 from lorabake.train.loop import Bake, run_loop
 from lorabake.train.state import Progress, load_state, save_state
+
+_PLACES = ("data.folder", "model.base")
+"""Settings that may change between sittings: folders may be moved. What is in them is in the lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
     """
     started = time.monotonic()
     run = Run(into)
+    prompts = [line_to_prompt(line).sized(checked.facts.resolution) for line in checked.recipe.sample.prompts]
     with exclusive(into / ".lock"):
         lock = _lock(checked)
         if run.exists():
@@ -73,16 +78,24 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
             return Outcome(run, last["steps"], last["steps"], time.monotonic() - started)
         bake = prepare(checked, events)
         progress = load_state(run.state, bake.groups, bake.optimizer) or Progress(0, 0)
-        steps = _Session(checked, bake, run, events, stop).go_on(progress)
+        check_prompts(bake.model, prompts)
+        steps = _Session(checked, bake, run, events, stop, prompts).go_on(progress)
     return Outcome(run, steps, bake.total_steps, time.monotonic() - started)
 
 
 class _Session:
     """One sitting of a run: from wherever it is to its end, a stop or a failure."""
 
-    def __init__(self, checked: Checked, bake: Bake, run: Run, events: Events, stop: Callable[[], bool]) -> None:
-        self._checked, self._bake, self._run, self._stop = checked, bake, run, stop
-        self._prompts = [line_to_prompt(line) for line in checked.recipe.sample.prompts]
+    def __init__(
+        self,
+        checked: Checked,
+        bake: Bake,
+        run: Run,
+        events: Events,
+        stop: Callable[[], bool],
+        prompts: Sequence[Prompt],
+    ) -> None:
+        self._checked, self._bake, self._run, self._stop, self._prompts = checked, bake, run, stop, prompts
         self._saves_every = checked.recipe.save.every.steps(bake.steps_per_epoch)
         self._state_due = 0.0
         self._listeners = events
@@ -132,12 +145,15 @@ class _Session:
         graft.training = False
         try:
             images = draw(self._bake.model, self._prompts)
+            for index, (image, prompt) in enumerate(zip(images, self._prompts, strict=True)):
+                path = self._run.samples / f"step{step:08d}_{index:02d}.png"
+                save_png(image, path, write(Infotext(prompt, self._checked.facts.name)))
+        except (LorabakeError, RuntimeError) as error:  # a full disk or memory: the LoRA matters more than its samples
+            self._listeners.emit("samples_failed", step=step, reason=str(error))
+        else:
+            self._log.emit("samples", step=step, count=len(self._prompts))
         finally:
             graft.training = True
-        for index, (image, prompt) in enumerate(zip(images, self._prompts, strict=True)):
-            path = self._run.samples / f"step{step:08d}_{index:02d}.png"
-            save_png(image, path, write(Infotext(prompt, self._checked.facts.name)))
-        self._log.emit("samples", step=step, count=len(images))
 
     def _checkpoint_file(self, step: int) -> str:
         return checkpoint_name(self._checked.recipe.output.name or "lora", self._bake, step)
@@ -151,13 +167,14 @@ def _lock(checked: Checked) -> dict[str, str]:
         "torch": torch.__version__,
         "machine": f"{platform.system()} {platform.machine()}",
         "dataset": hashlib.sha256(repr(pictures).encode()).hexdigest(),
+        "base": checked.facts.digest,
     }
 
 
 def _same_run(run: Run, checked: Checked, lock: dict[str, str]) -> None:
     known: dict[str, Any] = run.read_manifest()
     changed: Sequence[tuple[str, Any, Any]] = [
-        *checked.recipe.differences(known["recipe"]),
+        *(difference for difference in checked.recipe.differences(known["recipe"]) if difference[0] not in _PLACES),
         *((name, value, known["lock"].get(name)) for name, value in lock.items() if value != known["lock"].get(name)),
     ]
     if changed:

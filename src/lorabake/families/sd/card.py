@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import UserError
+from lorabake.base.files import quick_digest
 from lorabake.protocols.family import FamilyCard, ModelFacts
 
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -44,6 +45,9 @@ def recognise(path: Path) -> ModelFacts | None:
         latent_channels=unet["in_channels"],
         base_version=version,
         architecture=architecture,
+        digest=quick_digest(
+            sorted(file for file in path.glob("*/*") if file.suffix in (".safetensors", ".json", ".txt"))
+        ),
         small=max(unet["block_out_channels"]) < 256,
     )
 

@@ -63,11 +63,6 @@ class SDModel:
         return self.unet.conv_in.weight.dtype
 
     @functools.cached_property
-    def digest(self) -> str:
-        """sha256 of the denoiser's and text encoder's weights files, in that order."""
-        return _digest(self.facts.path / "unet", self.facts.path / "text_encoder")
-
-    @functools.cached_property
     def latent_space(self) -> str:
         """sha256 of the VAE's weights and configuration files."""
         return _digest(self.facts.path / "vae")

@@ -1,0 +1,185 @@
+"""Latents are cached by content: an edited picture never meets an old latent, a damaged cache is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from lorabake.base.errors import UserError
+from lorabake.dataset.buckets import BucketConfig, place
+from lorabake.dataset.folder import open_dataset
+from lorabake.sampling.infotext import save_png
+from lorabake.train.latents import View, cached_latents
+
+
+@dataclass
+class Encoder:
+    """Stands where a model stands, and counts what it encodes."""
+
+    latent_space: str = "a" * 64
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    seen: list[Tensor] = field(default_factory=list)
+
+    def encode_images(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        self.seen.append(images_BCHW)
+        mean = torch.nn.functional.avg_pool2d(images_BCHW, 4)
+        return mean + 0.01 * torch.randn(mean.shape, generator=generator)
+
+
+def views(folder: Path, mirrored: Sequence[bool] = (False,), resolution: int = 64) -> list[View]:
+    config = BucketConfig(resolution=resolution, step=32)
+    samples = open_dataset(folder).samples
+    return [View(sample, place(sample.size, config), flip) for sample in samples for flip in mirrored]
+
+
+def latents(folder: Path, encoder: Any, cache: Path | None = None, **how: Any) -> list[Tensor]:
+    return cached_latents(views(folder, **how), encoder, cache or folder / "cache")
+
+
+def picture(folder: Path, index: int) -> Path:
+    return folder / "1_mira" / f"{index:03d}.png"
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return Encoder()
+
+
+def test_encoded_once_and_read_back_equal(dataset: Path, encoder: Encoder) -> None:
+    first = latents(dataset, encoder)
+    assert len(encoder.seen) == len(first) == 6
+    assert all(images.shape == (1, 3, 64, 64) and -1 <= images.min() and images.max() <= 1 for images in encoder.seen)
+    second = latents(dataset, encoder)
+    assert len(encoder.seen) == 6
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(first, second, strict=True))
+
+
+def test_without_a_folder_nothing_is_written(dataset: Path, encoder: Encoder) -> None:
+    before = sorted(dataset.rglob("*"))
+    in_memory = cached_latents(views(dataset), encoder, None)  # pyright: ignore[reportArgumentType]
+    assert sorted(dataset.rglob("*")) == before
+    assert all(torch.equal(a, b) for a, b in zip(in_memory, latents(dataset, encoder), strict=True))
+
+
+def test_edited_pixels_give_a_new_latent_and_only_that(dataset: Path, encoder: Encoder) -> None:
+    before = latents(dataset, encoder)
+    image = Image.open(picture(dataset, 2)).convert("RGB")
+    ImageDraw.Draw(image).rectangle((0, 0, 20, 20), fill="red")
+    save_png(image, picture(dataset, 2))
+    after = latents(dataset, encoder)
+    assert len(encoder.seen) == 7
+    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False, True, True, True]
+
+
+def test_a_renamed_picture_keeps_its_latent(dataset: Path, encoder: Encoder) -> None:
+    before = latents(dataset, encoder)
+    picture(dataset, 5).rename(picture(dataset, 7))
+    after = latents(dataset, encoder)
+    assert len(encoder.seen) == 6 and torch.equal(before[5], after[5])
+
+
+def test_a_picture_alone_and_among_others_is_the_same(dataset: Path, encoder: Encoder, tmp_path: Path) -> None:
+    among = latents(dataset, encoder)
+    for index in (0, 1, 2, 4, 5):
+        picture(dataset, index).unlink()
+    (alone,) = latents(dataset, encoder, tmp_path / "another cache")
+    assert torch.equal(alone, among[3])
+
+
+def test_both_views_are_kept_apart(dataset: Path, encoder: Encoder) -> None:
+    found = latents(dataset, encoder, mirrored=(False, True))
+    assert len(found) == 12 == len(encoder.seen)
+    straight, mirrored = encoder.seen[0], encoder.seen[1]
+    assert torch.equal(straight.flip(3), mirrored)
+    torch.testing.assert_close(found[0].flip(2), found[1], rtol=0, atol=0.1)
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Encoder(latent_space="b" * 64), Encoder(dtype=torch.bfloat16), Encoder(device=torch.device("meta"))],
+    ids=["another autoencoder", "another type", "another device"],
+)
+def test_what_another_encoder_made_is_not_used(dataset: Path, encoder: Encoder, other: Encoder) -> None:
+    latents(dataset, encoder)
+    latents(dataset, other)
+    assert len(other.seen) == 6
+
+
+def test_another_size_is_another_latent(dataset: Path, encoder: Encoder) -> None:
+    latents(dataset, encoder)
+    assert {tuple(latent.shape) for latent in latents(dataset, encoder, resolution=32)} == {(3, 8, 8)}
+    assert len(encoder.seen) == 12
+
+
+@pytest.mark.parametrize("where", [0, 9, 0.5, -1])
+def test_a_flipped_byte_is_noticed_and_made_again(dataset: Path, encoder: Encoder, where: float) -> None:
+    before = latents(dataset, encoder)
+    (pack,) = (dataset / "cache").rglob("*.safetensors")
+    data = bytearray(pack.read_bytes())
+    data[int(where * len(data)) if 0 < where < 1 else int(where)] ^= 1
+    pack.write_bytes(data)
+    after = latents(dataset, encoder)
+    assert len(encoder.seen) == 12
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert latents(dataset, encoder) and len(encoder.seen) == 12
+
+
+def test_a_pack_cut_short_is_made_again(dataset: Path, encoder: Encoder) -> None:
+    latents(dataset, encoder)
+    (pack,) = (dataset / "cache").rglob("*.safetensors")
+    pack.write_bytes(pack.read_bytes()[:-7])
+    latents(dataset, encoder)
+    assert len(encoder.seen) == 12
+
+
+def test_progress_is_told_of_what_is_encoded(dataset: Path, encoder: Encoder) -> None:
+    told: list[tuple[int, int]] = []
+    for _ in range(2):
+        cached_latents(views(dataset), encoder, dataset / "cache", lambda done, total: told.append((done, total)))  # pyright: ignore[reportArgumentType]
+    assert told == [(i, 6) for i in range(1, 7)]
+
+
+def test_a_latent_that_is_not_finite_names_its_picture(dataset: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Encoder.encode_images
+
+    def spoiled(self: Encoder, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        latent = real(self, images_BCHW, generator)
+        return latent * float("nan") if len(self.seen) == 3 else latent
+
+    monkeypatch.setattr(Encoder, "encode_images", spoiled)
+    with pytest.raises(UserError, match=r"1_mira/002\.png: the VAE gives NaN"):
+        latents(dataset, encoder)
+
+
+def test_two_processes_fill_one_cache(oven: Any, dataset: Path, options: Any, tmp_path: Path) -> None:
+    """Both write the same pack at the same time; neither may trip over the other's file."""
+    import subprocess
+    import sys
+
+    code = """
+import sys, time
+from pathlib import Path
+from lorabake.train import latents
+import torch
+data = {"x": torch.arange(200_000.0)}
+while time.time() < float(sys.argv[2]):
+    pass
+for _ in range(30):
+    latents._write_pack(Path(sys.argv[1]), data)
+"""
+    import time
+
+    words = [sys.executable, "-c", code, str(tmp_path / "cache"), str(time.time() + 6)]
+    pair = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ends = [process.communicate()[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], ends
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
