@@ -33,7 +33,7 @@ _MEASURED = 100
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """How much is learned before the denoiser. The defaults take about a quarter of an hour on one core."""
+    """How much is learned before the denoiser. The defaults take ten to fifteen minutes on one core."""
 
     pictures: int = 6000
     """Drawings for the autoencoder."""
