@@ -135,6 +135,7 @@ def test_a_part_with_rate_zero_is_not_in_the_file(oven: Any, first: tuple[Path, 
         assert names and all(name.startswith(prefix) for name in names)
 
 
+@pytest.mark.slow
 def test_a_loss_goes_down(oven: Any, first: tuple[Path, Path], options: Options, tmp_path: Path) -> None:
     """Not a measure of quality: only that steps go in the right direction. One picture, learned by heart."""
     dataset, _ = first

@@ -35,6 +35,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     tags = actions.add_parser("tags", help="every tag the model knows, by axis")
     add_json(tags)
     tags.set_defaults(action=_tags)
+    score = actions.add_parser("score", help="how well a model obeys prompts, beside the judge's own ceiling")
+    score.add_argument("--base", default="pocket", help="a model folder (default: the embedded one)")
+    score.add_argument("--count", type=int, default=256, help="pictures (default 256)")
+    score.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
+    score.add_argument("--cfg", type=float, default=4.0, help="guidance (default 4)")
+    score.add_argument("--seed", type=int, default=0)
+    score.add_argument("--out", type=Path, help="also write a picture: drawn by the model above, by the world below")
+    add_json(score)
+    score.set_defaults(action=_score)
+    pretrain = actions.add_parser(
+        "pretrain", help="make the embedded model again, from nothing; continues where it was stopped"
+    )
+    pretrain.add_argument("--into", type=Path, required=True, help="folder for everything")
+    pretrain.add_argument("--pictures", type=int, default=40_000, help="pictures drawn to train on (default 40000)")
+    pretrain.add_argument("--steps", type=int, default=20_000, help="optimizer steps of 24 pictures (default 20000)")
+    pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.set_defaults(action=_pretrain)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -91,4 +108,108 @@ def _tags(arguments: argparse.Namespace) -> int:
         return 0
     for axis, values in axes.items():
         print(f"{axis:<16} {', '.join(values)}")
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from lorabake.cli.terminal import bar, show_json
+    from lorabake.families import load_model
+    from lorabake.pocket.fidelity import score, sheet
+    from lorabake.pocket.judge import Judge
+    from lorabake.sampling.grid import save_grid
+
+    with bar("drawing") as progress:
+        found = score(
+            load_model(arguments.base),
+            Judge.load(),
+            arguments.count,
+            arguments.seed,
+            steps=arguments.steps,
+            cfg=arguments.cfg,
+            progress=progress,
+        )
+    if arguments.out:
+        save_grid(sheet(found.pairs[:40]), arguments.out)
+    if arguments.json:
+        show_json(found.to_dict())
+        return 0
+    print(f"{'axis':<16}{'model':>8}{'judge':>8}{'share':>8}{'pictures':>10}")
+    for axis, accuracy in sorted(found.per_axis.items(), key=lambda row: row[1] / found.ceiling[row[0]]):
+        ceiling = found.ceiling[axis]
+        print(f"{axis:<16}{accuracy:>8.3f}{ceiling:>8.3f}{accuracy / ceiling:>8.3f}{found.counts[axis]:>10}")
+    print(f"{'mean':<16}{found.mean:>8.3f}{found.ceiling_mean:>8.3f}{found.ratio:>8.3f}")
+    return 0
+
+
+_PRETRAIN_RECIPE = """\
+[model]
+base = "blank"
+
+[data]
+folder = "world"
+
+[data.captions]
+caption_dropout = 0.1      # for classifier-free guidance
+tag_dropout = 0.07
+
+[adapter]
+name = "full"
+
+[optimizer]
+lr = 1.2e-3
+text_encoder_lr = 3e-4
+betas = [0.9, 0.99]
+
+[schedule]
+name = "cosine"
+warmup = 0.01
+
+[train]
+length = "{steps} steps"
+batch_size = 24
+seed = {seed}
+
+[save]
+every = "1000 steps"
+dtype = "fp32"
+
+[output]
+name = "pocket"
+"""
+
+
+def _tell_preparation(part: str, step: int, loss: float) -> None:
+    print(f"  {part.replace('_', ' ')}, step {step}: loss {loss:.3f}", flush=True)
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    import shutil
+
+    from lorabake.base.events import Events
+    from lorabake.base.files import write_atomic
+    from lorabake.cli.terminal import TrainingProgress, bar, interruptible
+    from lorabake.pocket.blank import blank_model
+    from lorabake.pocket.dataset import render_dataset
+    from lorabake.pocket.export import export_half
+    from lorabake.recipe import check
+    from lorabake.train.run import train
+
+    folder: Path = arguments.into
+    with bar("drawing the world") as progress:
+        render_dataset(folder / "world", arguments.pictures, arguments.seed, progress=progress)
+    if not (folder / "blank").exists():
+        print("preparing tokenizer, text encoder and autoencoder (some ten minutes)", flush=True)
+        unfinished = folder / "blank.part"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        blank_model(unfinished, arguments.seed, report=_tell_preparation)
+        unfinished.rename(folder / "blank")
+    write_atomic(folder / "recipe.toml", _PRETRAIN_RECIPE.format(steps=arguments.steps, seed=arguments.seed).encode())
+    checked = check(folder / "recipe.toml")
+    with TrainingProgress() as shown, interruptible() as stop:
+        outcome = train(checked, folder / "run", Events(shown), stop)
+    if not outcome.finished:
+        print(f"Stopped at step {outcome.steps} of {outcome.total_steps}. The same command continues.")
+        return 130
+    size = export_half(outcome.run.checkpoints / "pocket", folder / "model")
+    print(f"{folder / 'model'}: {size / 1e6:.1f} MB. Score it: lorabake pocket score --base {folder / 'model'}")
     return 0

@@ -1,0 +1,110 @@
+"""What commands answer, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabake.base.cards import ROOMS, cards
+from lorabake.recipe.explain import explain
+from lorabake.recipe.sections import PARTS, SECTIONS
+
+SETTINGS = sorted({entry["name"] for section in [*SECTIONS, *PARTS] for entry in explain(section)})
+SMALL = ["--set", "adapter.rank=1", "--set", "train.length=3 steps", "--set", "train.device=cpu"]
+
+
+def test_list_names_every_part(lorabake: Any) -> None:
+    said = lorabake("list")
+    assert said.code == 0 and said.err == ""
+    for kind in ROOMS:
+        for name, card in cards(kind).items():
+            assert any(line.split() and line.split()[0] == name and card.summary in line for line in said.out.splitlines()), name
+
+
+@pytest.mark.parametrize("kind", ROOMS)
+def test_list_of_one_kind(lorabake: Any, kind: str) -> None:
+    said = lorabake("list", kind, "--json")
+    (found,) = said.json.values()
+    assert said.code == 0 and found == {name: card.summary for name, card in cards(kind).items()}
+    assert lorabake("list", next(iter(said.json))).code == 0
+
+
+def test_list_of_everything_for_programs(lorabake: Any) -> None:
+    found = lorabake("list", "--json").json
+    assert len(found) == len(ROOMS) and found["adapters"]["lora"]
+
+
+def test_list_of_what_is_no_kind(lorabake: Any) -> None:
+    said = lorabake("list", "optimisers")
+    assert said.code == 2 and "Did you mean 'optimizers'?" in said.err
+
+
+def test_explain_of_every_setting(lorabake: Any) -> None:
+    for name in SETTINGS:
+        said = lorabake("explain", name)
+        assert said.code == 0 and said.out.startswith(name) and said.err == "", name
+        assert lorabake("explain", name, "--json").json == explain(name)
+
+
+@pytest.mark.parametrize("name", [*SECTIONS, *PARTS])
+def test_explain_of_every_section(lorabake: Any, name: str) -> None:
+    said = lorabake("explain", name)
+    assert said.code == 0 and all(setting in said.out for setting in SETTINGS if setting.startswith(f"{name}."))
+
+
+def test_explain_of_what_is_not_there(lorabake: Any) -> None:
+    said = lorabake("explain", "adapter.rnak")
+    assert said.code == 2 and "Did you mean 'adapter.rank'?" in said.err
+
+
+def test_validate_says_what_would_be_done(lorabake: Any, dataset: Path, everything: Any) -> None:
+    before = everything()
+    said = lorabake("validate", "mira", "--set", "train.length=4 epochs", "--set", "train.batch_size=2")
+    assert said.code == 0
+    assert "mira is fine." in said.out and "4 epochs = 8 optimizer steps of 2 × 1, 12 images seen" in said.out
+    assert "optimizer.lr because pocket is small" in said.out
+    assert everything() == before
+
+
+def test_validate_for_programs(lorabake: Any, dataset: Path) -> None:
+    found = lorabake("validate", "mira", "--json", "--set", "train.length=4 epochs").json
+    assert found["steps"] == 12 and found["steps_per_epoch"] == 3 and found["images_seen"] == 12
+    assert found["recipe"]["data"]["folder"] == str(dataset) and found["reasons"]["optimizer.lr"]
+    assert found["dataset"]["pictures"] == 3 and found["warnings"] == []
+
+
+def test_what_is_probably_not_meant_is_told(lorabake: Any, dataset: Path) -> None:
+    (dataset / "000.txt").unlink()
+    said = lorabake("validate", "mira")
+    assert said.code == 0 and "note: 1 of 3 pictures have no caption file" in said.out
+
+
+def test_train_for_programs_tells_every_event_as_json(lorabake: Any, dataset: Path) -> None:
+    said = lorabake("train", "mira", "--json", *SMALL)
+    assert said.code == 0, said.err
+    told = [json.loads(line) for line in said.out.splitlines()]
+    kinds = [event["kind"] for event in told]
+    assert kinds[:4] == ["encoding"] * 3 + ["started"] and kinds[-1] == "finished"
+    assert kinds.count("step") == 3
+    assert said.err == ""
+    logged = (dataset.parent / "runs" / "mira" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in logged] == [event for event in told if event["kind"] in ("step", "checkpoint", "finished")]
+    again = lorabake("train", "mira", "--json", *SMALL)
+    assert [json.loads(line)["kind"] for line in again.out.splitlines()] == ["already_finished"]
+
+
+def test_train_for_people_says_where_it_is(lorabake: Any, dataset: Path) -> None:
+    said = lorabake("train", "mira", *SMALL)
+    assert said.code == 0 and said.out == ""
+    assert "Done: 3 steps in" in said.err and str(Path("runs") / "mira" / "checkpoints" / "mira.safetensors") in said.err
+
+
+def test_version_and_help(lorabake: Any) -> None:
+    import lorabake as package
+
+    assert lorabake("--version").out.strip() == f"lorabake {package.__version__}"
+    said = lorabake("--help")
+    assert said.code == 0 and "usage: lorabake" in said.out
