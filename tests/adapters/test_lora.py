@@ -18,7 +18,7 @@ from lorabake.base.places import POCKET_MODEL
 from lorabake.families import load_model
 from lorabake.families.sd.clip import CLIPTextModel
 from lorabake.families.sd.config import ClipConfig, UNetConfig
-from lorabake.families.sd.model import _layers  # pyright: ignore[reportPrivateUsage]
+from lorabake.families.sd.model import _layers
 from lorabake.families.sd.unet import UNet2DConditionModel
 from lorabake.protocols.family import Layer, LayerGroup
 
@@ -29,7 +29,9 @@ def layer(module: nn.Module, group: LayerGroup = "transformer") -> Layer:
     return Layer("denoiser", "x", module, group, "lora_unet_x")
 
 
-def born(module: nn.Module, group: LayerGroup = "transformer", **settings: Any) -> tuple[dict[str, Tensor], LoraSettings]:
+def born(
+    module: nn.Module, group: LayerGroup = "transformer", **settings: Any
+) -> tuple[dict[str, Tensor], LoraSettings]:
     """Weights and constants of a newborn LoRA on one layer."""
     chosen = LoraSettings(**settings)
     weights, constants = TYPE.create(layer(module, group), chosen, torch.Generator().manual_seed(4))
@@ -177,14 +179,19 @@ MODULES = [
 KINDS = ["dropout", "rank_dropout", "module_dropout"]
 
 
+def rate(kind: str, value: float) -> dict[str, Any]:
+    """One kind of dropout."""
+    return {kind: value}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("module", "shape"), MODULES)
 def test_dropout_is_of_training_alone(module: nn.Module, shape: tuple[int, ...], kind: str) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     undropped = run(module, x, rank=16, conv_rank=16)
-    assert torch.equal(run(module, x, training=False, rank=16, conv_rank=16, **{kind: 0.5}), undropped)
+    assert torch.equal(run(module, x, training=False, rank=16, conv_rank=16, **rate(kind, 0.5)), undropped)
     changed = [
-        not torch.allclose(run(module, x, seed=seed, rank=16, conv_rank=16, **{kind: 0.5}), undropped)
+        not torch.allclose(run(module, x, seed=seed, rank=16, conv_rank=16, **rate(kind, 0.5)), undropped)
         for seed in range(8)
     ]
     assert any(changed)
@@ -195,7 +202,7 @@ def test_dropout_is_of_training_alone(module: nn.Module, shape: tuple[int, ...],
 def test_dropout_keeps_the_mean(module: nn.Module, shape: tuple[int, ...], kind: str) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).mul(0.1).add(1.0)
     undropped = run(module, x, rank=16, conv_rank=16)
-    drawn = torch.stack([run(module, x, seed=seed, rank=16, conv_rank=16, **{kind: 0.3}) for seed in range(200)])
+    drawn = torch.stack([run(module, x, seed=seed, rank=16, conv_rank=16, **rate(kind, 0.3)) for seed in range(200)])
     spread = float(undropped.abs().mean())
     assert float((drawn.mean(0) - undropped).abs().mean()) < 0.15 * spread
 
@@ -270,7 +277,7 @@ def test_loss_and_gradients_are_those_of_merged_weights_in_diffusers(prediction:
         scale = 3 / 2 if spatial else 1.5 / 3
         merged[found.part][path] = weight + scale * (up.flatten(1) @ down.flatten(1)).view(weight.shape)
 
-    scheduler = DDPMScheduler.from_pretrained(POCKET_MODEL / "scheduler", clip_sample=False)
+    scheduler: Any = DDPMScheduler.from_pretrained(POCKET_MODEL / "scheduler", clip_sample=False)
     steps: Any = timesteps
     hidden = torch.func.functional_call(text, merged["text_encoder"], (ids,)).last_hidden_state
     prediction_theirs = torch.func.functional_call(
@@ -288,6 +295,7 @@ def test_loss_and_gradients_are_those_of_merged_weights_in_diffusers(prediction:
         worst[name] = float((ours - reference).norm() / reference.norm())
     assert len(worst) == 2 * len({name.partition(".")[0] for name in worst}) > 300
     assert max(worst.values()) < 1e-4, max(worst, key=lambda name: worst[name])
-    total = torch.cat([(p.grad - theirs[n].grad).flatten() for n, p in parameters.items() if p.grad is not None]).norm()  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+    differences = [p.grad - theirs[name].grad for name, p in parameters.items()]  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+    total = torch.cat([difference.flatten() for difference in differences]).norm()
     size = torch.cat([t.grad.flatten() for t in theirs.values() if t.grad is not None]).norm()
     assert float(total / size) < 1e-5

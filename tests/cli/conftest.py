@@ -70,6 +70,9 @@ def everything(tmp_path: Path) -> Callable[[], dict[str, bytes]]:
     """Every file and folder here, with its content: nothing may have changed."""
 
     def look() -> dict[str, bytes]:
-        return {path.relative_to(tmp_path).as_posix(): path.read_bytes() if path.is_file() else b"" for path in tmp_path.rglob("*")}
+        return {
+            path.relative_to(tmp_path).as_posix(): path.read_bytes() if path.is_file() else b""
+            for path in tmp_path.rglob("*")
+        }
 
     return look

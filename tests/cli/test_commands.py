@@ -21,7 +21,9 @@ def test_list_names_every_part(lorabake: Any) -> None:
     assert said.code == 0 and said.err == ""
     for kind in ROOMS:
         for name, card in cards(kind).items():
-            assert any(line.split() and line.split()[0] == name and card.summary in line for line in said.out.splitlines()), name
+            assert any(
+                line.split() and line.split()[0] == name and card.summary in line for line in said.out.splitlines()
+            ), name
 
 
 @pytest.mark.parametrize("kind", ROOMS)
@@ -91,7 +93,9 @@ def test_train_for_programs_tells_every_event_as_json(lorabake: Any, dataset: Pa
     assert kinds.count("step") == 3
     assert said.err == ""
     logged = (dataset.parent / "runs" / "mira" / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in logged] == [event for event in told if event["kind"] in ("step", "checkpoint", "finished")]
+    assert [json.loads(line) for line in logged] == [
+        event for event in told if event["kind"] in ("step", "checkpoint", "finished")
+    ]
     again = lorabake("train", "mira", "--json", *SMALL)
     assert [json.loads(line)["kind"] for line in again.out.splitlines()] == ["already_finished"]
 
@@ -99,7 +103,9 @@ def test_train_for_programs_tells_every_event_as_json(lorabake: Any, dataset: Pa
 def test_train_for_people_says_where_it_is(lorabake: Any, dataset: Path) -> None:
     said = lorabake("train", "mira", *SMALL)
     assert said.code == 0 and said.out == ""
-    assert "Done: 3 steps in" in said.err and str(Path("runs") / "mira" / "checkpoints" / "mira.safetensors") in said.err
+    assert (
+        "Done: 3 steps in" in said.err and str(Path("runs") / "mira" / "checkpoints" / "mira.safetensors") in said.err
+    )
 
 
 def test_version_and_help(lorabake: Any) -> None:

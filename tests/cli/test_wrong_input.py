@@ -64,7 +64,13 @@ CASES: list[tuple[str, Callable[[Path], None], list[str], list[str]]] = [
 @pytest.mark.parametrize("verb", ["train", "validate"])
 @pytest.mark.parametrize(("spoil", "words", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_it_is_refused(
-    lorabake: Any, dataset: Path, everything: Look, verb: str, spoil: Callable[[Path], None], words: list[str], expected: list[str]
+    lorabake: Any,
+    dataset: Path,
+    everything: Look,
+    verb: str,
+    spoil: Callable[[Path], None],
+    words: list[str],
+    expected: list[str],
 ) -> None:
     spoil(dataset)
     before = everything()
@@ -95,7 +101,9 @@ def test_a_model_without_weights_starts_nothing(lorabake: Any, dataset: Path, ev
     said = lorabake("train", "mira", "--base", "base")
     assert said.code == 2 and ".safetensors" in said.err
     assert {name for name in everything() if not name.startswith("runs")} == set(before)
-    assert not (tmp_path / "runs" / "mira" / "run.json").exists(), "a run that never began stands in the way of the next"
+    assert not (tmp_path / "runs" / "mira" / "run.json").exists(), (
+        "a run that never began stands in the way of the next"
+    )
 
 
 def test_more_clip_skip_than_layers(lorabake: Any, dataset: Path, tmp_path: Path) -> None:

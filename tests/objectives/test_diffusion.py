@@ -125,7 +125,8 @@ def test_an_empty_range_is_refused(low: int, high: int) -> None:
 @pytest.mark.parametrize("field", ["loss", "weighting", "timesteps"])
 def test_a_rule_that_is_not_there(field: str) -> None:
     with pytest.raises(UserError, match="'no-such' is not a known"):
-        objective(**{field: "no-such"})
+        rule: dict[str, Any] = {field: "no-such"}
+        objective(**rule)
 
 
 # ---- against diffusers

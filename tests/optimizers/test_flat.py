@@ -27,7 +27,9 @@ def loss(parameters: dict[str, nn.Parameter], step: int) -> Tensor:
     return torch.stack(terms).sum()
 
 
-SETTINGS = pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.0}, {"betas": (0.9, 0.99), "weight_decay": 0.1}], ids=str)
+SETTINGS = pytest.mark.parametrize(
+    "settings", [{}, {"weight_decay": 0.0}, {"betas": (0.9, 0.99), "weight_decay": 0.1}], ids=str
+)
 
 
 def trained(group: FlatGroup, parameters: dict[str, nn.Parameter], optimizer: Any, steps: int = 6) -> FlatGroup:
@@ -40,7 +42,9 @@ def trained(group: FlatGroup, parameters: dict[str, nn.Parameter], optimizer: An
     return group
 
 
-def ours_and_torchs(parameters: dict[str, nn.Parameter], settings: dict[str, Any]) -> tuple[FlatGroup, AdamW, torch.optim.AdamW]:
+def ours_and_torchs(
+    parameters: dict[str, nn.Parameter], settings: dict[str, Any]
+) -> tuple[FlatGroup, AdamW, torch.optim.AdamW]:
     """Ours on the flat buffer of ``parameters``, and torch's on each of them apart."""
     chosen: dict[str, Any] = {**AdamWSettings().model_dump(), **settings}
     apart = torch.optim.AdamW([p.detach().clone().requires_grad_() for p in parameters.values()], fused=True, **chosen)
@@ -93,7 +97,9 @@ def test_every_optimizer_steps_the_weights_in_their_places(name: str) -> None:
         group.zero_gradient()
         before = group.values.detach().clone()
         loss(parameters, step).backward()
-        assert torch.equal(group.gradient, torch.cat([p.grad.flatten() for p in parameters.values() if p.grad is not None]))
+        assert torch.equal(
+            group.gradient, torch.cat([p.grad.flatten() for p in parameters.values() if p.grad is not None])
+        )
         optimizer.step()
         assert not torch.equal(before, group.values)
         assert torch.equal(group.values, torch.cat([p.flatten() for p in parameters.values()]))

@@ -27,7 +27,14 @@ def settings_of(name: str, **given: Any) -> ScheduleSettings:
 
 @pytest.mark.parametrize(
     ("name", "cycles"),
-    [("constant", 1), ("linear", 1), ("cosine", 1), ("cosine-restarts", 1), ("cosine-restarts", 2), ("cosine-restarts", 5)],
+    [
+        ("constant", 1),
+        ("linear", 1),
+        ("cosine", 1),
+        ("cosine-restarts", 1),
+        ("cosine-restarts", 2),
+        ("cosine-restarts", 5),
+    ],
 )
 @pytest.mark.parametrize(("total", "warmup"), [(10, 0), (100, 0), (100, 10), (97, 13), (1, 0), (2, 1), (250, 249)])
 def test_values_are_diffusers(name: str, cycles: int, total: int, warmup: int) -> None:

@@ -54,7 +54,11 @@ def test_the_whole_message(recipe_file: Write) -> None:
 
 
 def test_settings_model_dataset_and_sizes_at_once(dataset: Path) -> None:
-    raw = {"data": {"folder": str(dataset), "buckets": {"resolution": 100}}, "adapter": {"rank": 0}, "optimizer": {"lr": 0}}
+    raw = {
+        "data": {"folder": str(dataset), "buckets": {"resolution": 100}},
+        "adapter": {"rank": 0},
+        "optimizer": {"lr": 0},
+    }
     assert wrong(raw) == {
         "adapter.rank": "0: should be greater than or equal to 1.",
         "data.buckets.resolution": "100x100 is not a multiple of step 32. Nearest: 96x96.",
@@ -77,7 +81,12 @@ def test_folders_that_are_no_datasets(tmp_path: Path, kind: str) -> None:
     if kind == "broken":
         (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
     found = wrong({"data": {"folder": str(folder)}})
-    expected = {"absent": "no such folder", "empty": "no pictures", "file": "is a file", "broken": "none of the 1 pictures can be used"}
+    expected = {
+        "absent": "no such folder",
+        "empty": "no pictures",
+        "file": "is a file",
+        "broken": "none of the 1 pictures can be used",
+    }
     assert list(found) == ["data.folder"] and expected[kind] in found["data.folder"]
 
 

@@ -20,7 +20,15 @@ def test_every_setting_is_explained(name: str) -> None:
         assert entry["default"] is None or isinstance(entry["default"], int | float | str)
 
 
-@pytest.mark.parametrize(("kind", "part"), [(kind, name) for kind in ROOMS for name in cards(kind) if kind not in PARTS or cards(kind)[name].settings.model_fields])
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        (kind, name)
+        for kind in ROOMS
+        for name in cards(kind)
+        if kind not in PARTS or cards(kind)[name].settings.model_fields
+    ],
+)
 def test_every_part_is_explained(kind: str, part: str) -> None:
     assert explain(part)
 
@@ -42,5 +50,7 @@ def test_one_in_full() -> None:
 
 
 def test_what_is_not_there() -> None:
-    with pytest.raises(UserError, match=r"'adapter.rnak' is not a setting, section or part\. Did you mean 'adapter.rank'\?"):
+    with pytest.raises(
+        UserError, match=r"'adapter.rnak' is not a setting, section or part\. Did you mean 'adapter.rank'\?"
+    ):
         explain("adapter.rnak")

@@ -72,7 +72,15 @@ def test_what_is_wrong_is_said(raw: dict[str, Any], where: str, what: str) -> No
 def test_everything_at_once() -> None:
     raw: dict[str, Any] = {}
     for name, sections, _, _ in WRONG:
-        if name in ("a misspelt setting", "a misspelt rate", "nested", "a section", "a rule", "a length without unit", "one of a few"):
+        if name in (
+            "a misspelt setting",
+            "a misspelt rate",
+            "nested",
+            "a section",
+            "a rule",
+            "a length without unit",
+            "one of a few",
+        ):
             for section, values in sections.items():
                 raw[section] = {**raw.get(section, {}), **values}
     assert problems(**raw).keys() == {
@@ -91,7 +99,9 @@ def test_a_folder_is_a_recipe_of_its_own(dataset: Path) -> None:
     assert read_raw(dataset) == {"data": {"folder": str(dataset)}}
 
 
-def test_relative_paths_count_from_the_recipe(recipe_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_count_from_the_recipe(
+    recipe_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = recipe_file('[data]\nfolder = "2_mira"\n[model]\nbase = "../models/sd15"')
     (tmp_path / "elsewhere").mkdir()
     for here in (tmp_path, tmp_path / "elsewhere"):

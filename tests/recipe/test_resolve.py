@@ -26,12 +26,17 @@ def recipe(**raw: Any) -> Recipe:
 
 
 @pytest.mark.parametrize("facts", [FACTS, LARGE], ids=["small", "large"])
-@pytest.mark.parametrize("raw", [{}, {"adapter": {"name": "full"}}, {"optimizer": {"lr": 2e-4}}, {"train": {"device": "cuda"}}], ids=str)
+@pytest.mark.parametrize(
+    "raw", [{}, {"adapter": {"name": "full"}}, {"optimizer": {"lr": 2e-4}}, {"train": {"device": "cuda"}}], ids=str
+)
 def test_nothing_is_left_open_and_everything_has_a_reason(facts: ModelFacts, raw: dict[str, Any]) -> None:
     before = recipe(**raw)
     after = resolve(before, facts)
     assert resolve(after, facts) == after
-    changed = {name.rpartition(".")[0] if name.startswith("data.buckets.") else name for name, _, _ in after.differences(before.to_dict())}
+    changed = {
+        name.rpartition(".")[0] if name.startswith("data.buckets.") else name
+        for name, _, _ in after.differences(before.to_dict())
+    }
     assert changed == after.reasons.keys()
     assert all(reason and not reason.endswith(".") for reason in after.reasons.values())
     for section, name in (("optimizer", "lr"), ("optimizer", "text_encoder_lr"), ("train", "device"), ("train", "precision"),
@@ -76,7 +81,9 @@ def test_one_bucket_setting_leaves_the_others_to_the_model() -> None:
     assert (after.data.buckets.resolution, after.data.buckets.step, after.data.buckets.upscale) == (768, 32, False)
 
 
-@pytest.mark.parametrize(("folder", "name"), [("a:b", "a_b"), (".hidden", "hidden"), ("/", "lora"), ("mira ", "mira"), ("すず", "すず")])
+@pytest.mark.parametrize(
+    ("folder", "name"), [("a:b", "a_b"), (".hidden", "hidden"), ("/", "lora"), ("mira ", "mira"), ("すず", "すず")]
+)
 def test_any_folders_name_makes_a_file_name(folder: str, name: str) -> None:
     after = resolve(recipe(data={"folder": str(Path("/x") / folder)}), FACTS)
     assert after.output.name == name

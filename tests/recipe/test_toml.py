@@ -35,14 +35,24 @@ def sections() -> st.SearchStrategy[dict[str, Any]]:
         return st.fixed_dictionaries({}, optional=fields)
 
     lora = some(
-        rank=st.integers(1, 1024), alpha=NUMBER, dropout=NUMBER, rank_dropout=NUMBER, module_dropout=NUMBER, conv_rank=st.integers(1, 9)
+        rank=st.integers(1, 1024),
+        alpha=NUMBER,
+        dropout=NUMBER,
+        rank_dropout=NUMBER,
+        module_dropout=NUMBER,
+        conv_rank=st.integers(1, 9),
     )
     buckets = some(
         resolution=st.one_of(st.integers(1, 4096), st.tuples(st.integers(1, 4096), st.integers(1, 4096)).map(list)),
         enabled=st.booleans(), min=st.integers(1, 512), step=st.integers(1, 128), upscale=st.booleans(),
     )  # fmt: skip
     captions = some(
-        shuffle=st.booleans(), keep_tokens=st.integers(0, 9), prefix=TEXT, suffix=TEXT, caption_dropout=NUMBER, tag_dropout=NUMBER
+        shuffle=st.booleans(),
+        keep_tokens=st.integers(0, 9),
+        prefix=TEXT,
+        suffix=TEXT,
+        caption_dropout=NUMBER,
+        tag_dropout=NUMBER,
     )
     return st.fixed_dictionaries(
         {"data": st.fixed_dictionaries({"folder": TEXT.filter(lambda t: "\0" not in t).map(lambda t: "/x/" + t)},
@@ -86,7 +96,9 @@ def test_every_reason_stands_beside_its_value() -> None:
     assert len(recipe.reasons) >= 7
     for name, reason in recipe.reasons.items():
         short = name.rpartition(".")[2]
-        assert any(line.startswith((f"{short} = ", f"[{name}]")) and line.endswith(f"  # {reason}") for line in lines), name
+        assert any(
+            line.startswith((f"{short} = ", f"[{name}]")) and line.endswith(f"  # {reason}") for line in lines
+        ), name
 
 
 @pytest.mark.parametrize("reason", ["two\nlines = 3", "a bell \x07", "a tab\there", "\x7f", "a # in it", "\u2028"])

@@ -141,7 +141,13 @@ def dataset(tmp_path: Path, drawings: list[tuple[Any, str]]) -> Path:
     return write_dataset(tmp_path / "mira", drawings)
 
 
-SMALL = {"adapter.rank": 2, "train.batch_size": 2, "train.device": "cpu", "save.state_every": 1e-3, "output.name": "mira"}
+SMALL = {
+    "adapter.rank": 2,
+    "train.batch_size": 2,
+    "train.device": "cpu",
+    "save.state_every": 1e-3,
+    "output.name": "mira",
+}
 
 
 @pytest.fixture(scope="session")
@@ -166,11 +172,18 @@ class Result:
         """Checkpoints, samples, events and the last state."""
         wanted = [path for name in ("checkpoints", "samples") for path in (folder / name).rglob("*") if path.is_file()]
         states = sorted((folder / "state").glob("*"))
-        return cls({path.relative_to(folder).as_posix(): path.read_bytes() for path in [*wanted, folder / "events.jsonl", states[-1]]})
+        return cls(
+            {
+                path.relative_to(folder).as_posix(): path.read_bytes()
+                for path in [*wanted, folder / "events.jsonl", states[-1]]
+            }
+        )
 
     def differences(self, other: Result) -> list[str]:
         """Names of files that are not equal."""
-        return sorted(name for name in self.files.keys() | other.files.keys() if self.files.get(name) != other.files.get(name))
+        return sorted(
+            name for name in self.files.keys() | other.files.keys() if self.files.get(name) != other.files.get(name)
+        )
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,11 @@ from lorabake.train.loop import Bake, batch_loss, optimizer_step, run_loop
 
 
 def bake(dataset: Path, **sections: dict[str, Any]) -> Bake:
-    raw: dict[str, dict[str, Any]] = {"data": {"folder": str(dataset)}, "adapter": {"rank": 2}, "train": {"batch_size": 2, "device": "cpu"}}
+    raw: dict[str, dict[str, Any]] = {
+        "data": {"folder": str(dataset)},
+        "adapter": {"rank": 2},
+        "train": {"batch_size": 2, "device": "cpu"},
+    }
     for section, values in sections.items():
         raw[section] = {**raw.get(section, {}), **values}
     return prepare(check_values(raw), Events())
@@ -55,7 +59,9 @@ def test_noise_belongs_to_the_step_and_the_batch_alone(dataset: Path) -> None:
 
 def test_every_step_has_its_rate(dataset: Path) -> None:
     settings = {"name": "cosine", "warmup": 0.5}
-    baked = bake(dataset, train={"length": "4 steps"}, schedule=settings, optimizer={"lr": 0.01, "text_encoder_lr": 0.002})
+    baked = bake(
+        dataset, train={"length": "4 steps"}, schedule=settings, optimizer={"lr": 0.01, "text_encoder_lr": 0.002}
+    )
     seen: list[dict[str, Any]] = []
     run_loop(baked, 0, Events(seen.append), lambda step, ended: False)
     recipe = baked.recipe
@@ -73,15 +79,22 @@ def test_at_rate_zero_nothing_moves(dataset: Path) -> None:
     assert not torch.equal(weights(baked), before)
 
 
-@pytest.mark.parametrize(("batch_size", "accumulation", "expected"), [(2, 1, 3), (2, 2, 2), (4, 1, 2), (1, 4, 2), (6, 1, 1), (1, 1, 6)])
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "expected"), [(2, 1, 3), (2, 2, 2), (4, 1, 2), (1, 4, 2), (6, 1, 1), (1, 1, 6)]
+)
 def test_steps_of_an_epoch(dataset: Path, batch_size: int, accumulation: int, expected: int) -> None:
     checked = check_values(
-        {"data": {"folder": str(dataset)}, "train": {"batch_size": batch_size, "gradient_accumulation": accumulation, "device": "cpu"}}
+        {
+            "data": {"folder": str(dataset)},
+            "train": {"batch_size": batch_size, "gradient_accumulation": accumulation, "device": "cpu"},
+        }
     )
     assert steps_per_epoch(checked) == expected
 
 
-def test_every_picture_is_seen_once_an_epoch_and_a_resumed_epoch_takes_the_rest(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_picture_is_seen_once_an_epoch_and_a_resumed_epoch_takes_the_rest(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lorabake.train import loop
 
     baked = bake(dataset, train={"gradient_accumulation": 2, "length": "2 epochs"})
@@ -116,9 +129,21 @@ def test_both_views_are_used(dataset: Path) -> None:
     baked = bake(dataset, data={"flip": True})
     assert all(len(pair) == 2 and not torch.equal(*pair) for pair in baked.latents)
     with torch.no_grad():
-        mirrored = Bake(**{**{name: getattr(baked, name) for name in Bake.__slots__}, "latents": [pair[::-1] for pair in baked.latents]})
-        straight = Bake(**{**{name: getattr(baked, name) for name in Bake.__slots__}, "latents": [pair[:1] for pair in baked.latents]})
-        losses = [[float(batch_loss(given, step, 0, (0,))) for given in (baked, mirrored, straight)] for step in range(12)]
+        mirrored = Bake(
+            **{
+                **{name: getattr(baked, name) for name in Bake.__slots__},
+                "latents": [pair[::-1] for pair in baked.latents],
+            }
+        )
+        straight = Bake(
+            **{
+                **{name: getattr(baked, name) for name in Bake.__slots__},
+                "latents": [pair[:1] for pair in baked.latents],
+            }
+        )
+        losses = [
+            [float(batch_loss(given, step, 0, (0,))) for given in (baked, mirrored, straight)] for step in range(12)
+        ]
     assert all(a != b for a, b, _ in losses), "the view of a step is one of the two, and swapping them swaps it"
     shown = [a == c for a, _, c in losses]
     assert 2 <= sum(shown) <= 10, "both are shown"
@@ -133,6 +158,8 @@ def test_the_weights_of_a_failed_step_are_those_before_it(dataset: Path, monkeyp
     before = weights(baked)
     real = loop.batch_loss
     monkeypatch.setattr(loop, "batch_loss", lambda *arguments: real(*arguments) * float("inf"))
-    with pytest.raises(NotFinite, match=r"Step 2: the loss is not finite\. Pictures in it: 1_mira/002\.png, 1_mira/003\.png\."):
+    with pytest.raises(
+        NotFinite, match=r"Step 2: the loss is not finite\. Pictures in it: 1_mira/002\.png, 1_mira/003\.png\."
+    ):
         optimizer_step(baked, 1, [(2, 3)])
     assert torch.equal(weights(baked), before)

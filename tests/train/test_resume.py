@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -38,7 +39,12 @@ def steps_done(run: Path) -> int:
 def arguments(options: Options, kind: str) -> list[str]:
     words = options(**KINDS[kind])
     pairs = list(zip(words[::2], words[1::2], strict=True))
-    return [word for pair in pairs if not pair[1].endswith("=null") and not ("full" in " ".join(words) and "adapter.rank" in pair[1]) for word in pair]
+    return [
+        word
+        for pair in pairs
+        if not pair[1].endswith("=null") and not ("full" in " ".join(words) and "adapter.rank" in pair[1])
+        for word in pair
+    ]
 
 
 def uninterrupted(oven: Any, dataset: Path, into: Path, words: list[str]) -> float:
@@ -48,7 +54,9 @@ def uninterrupted(oven: Any, dataset: Path, into: Path, words: list[str]) -> flo
     return time.monotonic() - started
 
 
-def interrupt(oven: Any, dataset: Path, into: Path, words: list[str], moments: list[Callable[[float], bool]], kill_at: Any) -> int:
+def interrupt(
+    oven: Any, dataset: Path, into: Path, words: list[str], moments: list[Callable[[float], bool]], kill_at: Any
+) -> int:
     """Start again and again, killing at each of the moments (told the seconds since the start), then run to the end."""
     kills = 0
     for moment in moments:
@@ -62,6 +70,11 @@ def interrupt(oven: Any, dataset: Path, into: Path, words: list[str], moments: l
     return kills
 
 
+def after(delay: float) -> Callable[[float], bool]:
+    """The moment so many seconds after the start."""
+    return lambda passed: passed > delay
+
+
 def finished(run: Path) -> bool:
     events = run / "events.jsonl"
     return events.exists() and b'"finished"' in events.read_bytes()
@@ -72,9 +85,6 @@ def test_six_kills(oven: Any, dataset: Path, tmp_path: Path, options: Options, r
     words = arguments(options, "accumulation")
     seconds = uninterrupted(oven, dataset, tmp_path / "whole", words)
     cut, rng = tmp_path / "cut", random.Random(5)
-
-    def after(delay: float) -> Callable[[float], bool]:
-        return lambda passed: passed > delay
 
     moments = [
         after(rng.uniform(0, 0.3) * seconds),  # before or in the first step
@@ -91,17 +101,21 @@ def test_six_kills(oven: Any, dataset: Path, tmp_path: Path, options: Options, r
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_kills(oven: Any, dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any, kind: str) -> None:
+def test_many_kills(
+    oven: Any, dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any, kind: str
+) -> None:
     words = arguments(options, kind)
     seconds = uninterrupted(oven, dataset, tmp_path / "whole", words)
     rng, cut = random.Random(kind), tmp_path / "cut"
-    moments = [lambda passed, delay=rng.uniform(0, seconds): passed > delay for _ in range(12)]
+    moments = [after(rng.uniform(0, seconds)) for _ in range(12)]
     assert interrupt(oven, dataset, cut, words, moments, kill_at) >= 1
     assert result(cut).differences(result(tmp_path / "whole")) == []
 
 
 @pytest.mark.slow
-def test_a_real_command_line_is_killed_and_continues(dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any) -> None:
+def test_a_real_command_line_is_killed_and_continues(
+    dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any
+) -> None:
     """The same without the forking: ``python -m lorabake`` in processes of its own."""
     import subprocess
     import sys
@@ -116,7 +130,9 @@ def test_a_real_command_line_is_killed_and_continues(dataset: Path, tmp_path: Pa
     assert result(tmp_path / "cut").differences(result(tmp_path / "whole")) == []
 
 
-def test_ctrl_c_stops_after_the_step_with_a_state(oven: Any, dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any) -> None:
+def test_ctrl_c_stops_after_the_step_with_a_state(
+    oven: Any, dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any
+) -> None:
     words = options(train__length="10 steps", save__state_every=1e6, save__every="100 steps")
     cut = tmp_path / "cut"
     pid = oven.start("train", dataset, "--into", cut, *words)
@@ -134,7 +150,9 @@ def test_ctrl_c_stops_after_the_step_with_a_state(oven: Any, dataset: Path, tmp_
 
 
 @pytest.fixture(scope="module")
-def finished_run(oven: Any, drawings: list, options: Options, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+def finished_run(
+    oven: Any, drawings: list, options: Options, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, list[str]]:
     """A dataset, a whole run of six steps on it, and the words it was started with."""
     from lorabake.sampling.infotext import save_png
 
@@ -206,7 +224,7 @@ def test_with_every_state_damaged_it_starts_over(oven: Any, copies: Any, finishe
 def test_left_overs_of_a_crash_are_no_trouble(oven: Any, copies: Any, finished_run: Any, result: Any) -> None:
     dataset, run, words = copies
     unfinished(run)
-    older, newest = sorted((run / "state").iterdir())
+    newest = max((run / "state").iterdir())
     newest.rename(newest.with_name(newest.name + ".part"))
     (run / "checkpoints" / "mira.safetensors").rename(run / "checkpoints" / "mira.safetensors.part")
     with (run / "events.jsonl").open("ab") as file:
@@ -224,7 +242,10 @@ def test_left_overs_of_a_crash_are_no_trouble(oven: Any, copies: Any, finished_r
     [
         (["--set", "adapter.rank=4"], "adapter.rank: 2 there, 4 now"),
         (["--set", "optimizer.lr=0.001"], "optimizer.lr: 0.0015 there, 0.001 now"),
-        (["--set", 'schedule.name="linear"', "--set", "train.seed=7"], "schedule.name: cosine there, linear now\n  train.seed: 42 there, 7 now"),
+        (
+            ["--set", 'schedule.name="linear"', "--set", "train.seed=7"],
+            "schedule.name: cosine there, linear now\n  train.seed: 42 there, 7 now",
+        ),
     ],
 )
 def test_another_recipe_is_refused_by_name(oven: Any, copies: Any, result: Any, change: list[str], named: str) -> None:
@@ -275,8 +296,6 @@ def test_a_second_process_in_one_folder_is_refused(oven: Any, copies: Any) -> No
     dataset, run, words = copies
     with exclusive(run / ".lock"):
         done = oven.run("train", dataset, "--into", run, *words)
-    import os
-
     assert done.code == 2 and f"is in use by process {os.getpid()}." in done.err
 
 

@@ -29,7 +29,9 @@ def test_cached_equals_uncached(model: Model) -> None:
 
 def test_what_is_kept_does_not_depend_on_the_company_it_came_in(model: Model) -> None:
     """Else a run that goes on after a kill, and meets captions in other batches first, would end with other bytes."""
-    reference = {caption: conditioning(TextSource(model, trained=False, repeating=True), [caption])[0] for caption in CAPTIONS}
+    reference = {
+        caption: conditioning(TextSource(model, trained=False, repeating=True), [caption])[0] for caption in CAPTIONS
+    }
     for captions in (CAPTIONS, CAPTIONS[2:], CAPTIONS[::-1], [CAPTIONS[0]] * 2 + [CAPTIONS[3]]):
         rows = conditioning(TextSource(model, trained=False, repeating=True), captions)
         assert all(torch.equal(row, reference[caption]) for row, caption in zip(rows, captions, strict=True))

@@ -6,6 +6,7 @@ LorabakeError
 │   └── MissingExtra     an optional package is not installed; names the pip command
 ├── CorruptFile          a file of ours does not have the bytes it should have
 └── RunStopped           a run ended before its last step; the last good files are kept (exit code 3)
+    ├── Interrupted      somebody asked for it (exit code 130)
     └── NotFinite        NaN or infinity in a loss or gradient
 """
 
@@ -65,6 +66,12 @@ class RunStopped(LorabakeError):
     """A run ended before its last step. Everything saved up to then is intact."""
 
     exit_code = 3
+
+
+class Interrupted(RunStopped):
+    """Somebody asked for a stop (Ctrl-C) before there was a step to stop after."""
+
+    exit_code = 130
 
 
 class NotFinite(RunStopped):

@@ -52,7 +52,9 @@ def anchored(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     values = {name: dict(section) if isinstance(section, Mapping) else section for name, section in raw.items()}
     for section, name in (("data", "folder"), ("model", "base")):
         given = values.get(section)
-        path = given.get(name) if isinstance(given, dict) else None
+        if not isinstance(given, dict):
+            continue
+        path = given.get(name)
         if isinstance(path, str | os.PathLike) and (section, path) != ("model", "pocket"):
             given[name] = os.path.abspath(folder / Path(path).expanduser())
     return values

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from lorabake.adapters import graft
 from lorabake.base.cards import find
+from lorabake.base.errors import Interrupted
 from lorabake.base.events import Events
 from lorabake.dataset.caption import is_static
 from lorabake.dataset.order import batches_per_epoch
@@ -27,14 +29,18 @@ CACHE = Path(".lorabake", "latents")
 """Where a dataset keeps its latents. Safe to delete."""
 
 
-def prepare(checked: Checked, events: Events) -> Bake:
-    """Load the model, graft the adapter, encode what is not cached, and build the optimizer."""
+def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda: False) -> Bake:
+    """Load the model, graft the adapter, encode what is not cached, and build the optimizer.
+
+    Raises:
+        Interrupted: ``stop()`` was true while pictures were being encoded; those that are done stay in the cache.
+    """
     recipe = checked.recipe
     torch.set_num_threads(recipe.train.threads or 1)
     torch.set_flush_denormal(True)  # fading optimizer moments would otherwise slow a CPU down many times
     dtype, device = _DTYPES[recipe.train.precision or "fp32"], recipe.train.device or "cpu"
     model = load_model(checked.facts, dtype=dtype, device=device, clip_skip=recipe.model.clip_skip)
-    latents = _latents(checked, model, events)
+    latents = _latents(checked, model, events, stop)
     rates: dict[Part, float] = {"denoiser": recipe.rates.lr or 0.0, "text_encoder": recipe.rates.text_encoder_lr or 0.0}
     parts: tuple[Part, ...] = tuple(part for part, rate in rates.items() if rate > 0)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
@@ -69,7 +75,7 @@ def steps_per_epoch(checked: Checked) -> int:
     return math.ceil(batches / recipe.train.gradient_accumulation)
 
 
-def _latents(checked: Checked, model: Model, events: Events) -> list[list[torch.Tensor]]:
+def _latents(checked: Checked, model: Model, events: Events, stop: Callable[[], bool]) -> list[list[torch.Tensor]]:
     samples, placements = checked.dataset.samples, checked.placements
     mirrorings = (False, True) if checked.recipe.data.flip else (False,)
     views = [
@@ -77,9 +83,13 @@ def _latents(checked: Checked, model: Model, events: Events) -> list[list[torch.
         for sample, place in zip(samples, placements, strict=True)
         for mirrored in mirrorings
     ]
-    found = cached_latents(
-        views, model, checked.dataset.path / CACHE, lambda done, total: events.emit("encoding", done=done, total=total)
-    )
+
+    def progress(done: int, total: int) -> None:
+        events.emit("encoding", done=done, total=total)
+        if stop():
+            raise Interrupted(f"Stopped after encoding {done} of {total} pictures. The same command continues.")
+
+    found = cached_latents(views, model, checked.dataset.path / CACHE, progress)
     count = len(mirrorings)
     return [found[start : start + count] for start in range(0, len(found), count)]
 

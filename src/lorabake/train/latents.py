@@ -57,7 +57,7 @@ def cached_latents(
         views: what to encode.
         model: whose VAE encodes.
         folder: where the cache is kept; None keeps it in memory only.
-        progress: told (done, total) of those that have to be encoded.
+        progress: told (done, total) of those that have to be encoded; an error it raises ends the work, keeping what is done.
 
     Raises:
         UserError: a latent is not finite; the message names the picture.
@@ -69,11 +69,13 @@ def cached_latents(
     missing = list({key: view for key, view in zip(keys, views, strict=True) if key not in found}.items())
     for start in range(0, len(missing), _PACK):
         fresh: dict[str, Tensor] = {}
-        for key, view in missing[start : start + _PACK]:
-            fresh[key] = _encode(view, key, model)
-            progress(start + len(fresh), len(missing))
-        if home:
-            _write_pack(home, fresh)
+        try:
+            for key, view in missing[start : start + _PACK]:
+                fresh[key] = _encode(view, key, model)
+                progress(start + len(fresh), len(missing))
+        finally:
+            if home and fresh:
+                _write_pack(home, fresh)
         found.update(_gathered(fresh))
     return [found[key] for key in keys]
 

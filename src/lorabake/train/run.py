@@ -69,16 +69,16 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
         lock = _lock(checked)
         if run.exists():
             _same_run(run, checked, lock)
-        else:
-            write_atomic(run.recipe, to_toml(checked.recipe).encode())
-            write_json(run.manifest, {"recipe": checked.recipe.to_dict(), "lock": lock})
         if run.finished():
             last = next(event for event in reversed(run.read_events()) if event["kind"] == "finished")
             events.emit("already_finished", folder=str(into))
             return Outcome(run, last["steps"], last["steps"], time.monotonic() - started)
-        bake = prepare(checked, events)
-        progress = load_state(run.state, bake.groups, bake.optimizer) or Progress(0, 0)
+        bake = prepare(checked, events, stop)
         check_prompts(bake.model, prompts)
+        if not run.exists():  # only now: what cannot be prepared must not stand in the way of the next try
+            write_atomic(run.recipe, to_toml(checked.recipe).encode())
+            write_json(run.manifest, {"recipe": checked.recipe.to_dict(), "lock": lock})
+        progress = load_state(run.state, bake.groups, bake.optimizer) or Progress(0, 0)
         steps = _Session(checked, bake, run, events, stop, prompts).go_on(progress)
     return Outcome(run, steps, bake.total_steps, time.monotonic() - started)
 

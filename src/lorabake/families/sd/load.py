@@ -99,8 +99,9 @@ def _network(
             names = _matched(tensors, network.state_dict(), rename, file)
             state: dict[str, torch.Tensor] = {}
             for name, key in names.items():
-                tensor = tensors.get_tensor(key).to(device, dtype)
-                state[name] = tensor.contiguous(memory_format=layout) if tensor.dim() == 4 else tensor
+                tensor = tensors.get_tensor(key)
+                form = layout if tensor.dim() == 4 else torch.preserve_format
+                state[name] = tensor.to(device, dtype, memory_format=form)  # type and layout in one copy, or in none
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{file} cannot be read as safetensors: {error}. It is cut short or damaged; fetch it again."

@@ -46,6 +46,10 @@ class SDModel:
         self.unet, self.text_encoder, self.vae, self.tokenizer, self.sampler = load_folder(
             facts.path, dtype=dtype, device=device
         )
+        if (clip_skip or 1) > (most := self.text_encoder.config.layers):
+            raise UserError(
+                f"clip_skip is {clip_skip}; the text encoder of {facts.name} has {most} layers. Give 1 to {most}."
+            )
         self.parts: Mapping[Part, nn.Module] = {"denoiser": self.unet, "text_encoder": self.text_encoder}
         for module in (self.unet, self.text_encoder, self.vae):
             module.requires_grad_(False).eval()
