@@ -295,7 +295,7 @@ def test_loss_and_gradients_are_those_of_merged_weights_in_diffusers(prediction:
         worst[name] = float((ours - reference).norm() / reference.norm())
     assert len(worst) == 2 * len({name.partition(".")[0] for name in worst}) > 300
     assert max(worst.values()) < 1e-4, max(worst, key=lambda name: worst[name])
-    differences = [p.grad - theirs[name].grad for name, p in parameters.items()]  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+    differences = [p.grad - theirs[name].grad for name, p in parameters.items()]  # pyright: ignore[reportOperatorIssue]
     total = torch.cat([difference.flatten() for difference in differences]).norm()
     size = torch.cat([t.grad.flatten() for t in theirs.values() if t.grad is not None]).norm()
     assert float(total / size) < 1e-5

@@ -241,6 +241,23 @@ def test_two_at_once_add_up_and_come_off_in_any_order(
 
 
 @layerwise
+def test_three_at_once_reach_the_layer_below_them_all(layers: Any, card: AdapterCard, shuffle: Shuffle) -> None:
+    plain = [layer.module for layer in layers.layers()]
+    stack = [grafted(layers, card, seed, parts=("denoiser",)) for seed in (1, 2, 3)]
+    for seed, adapter in enumerate(stack):
+        shuffle(adapter, seed)
+    layer_type = card.load()()
+    for index, (module, output) in enumerate(zip(plain, layers.outputs(), strict=True)):
+        changes = [by_layer(adapter.tensors()).get(f"lora_unet_layer_{index}") for adapter in stack]
+        weight: Any = module.weight + sum(layer_type.delta(module, change) for change in changes if change)
+        torch.testing.assert_close(output, apply(module, layers.inputs[index], weight), rtol=1e-5, atol=1e-5)
+    stack[1].remove()
+    stack[0].remove()
+    stack[2].remove()
+    assert [id(module) for module in layers.root] == [id(module) for module in plain]
+
+
+@layerwise
 def test_saved_and_loaded_gives_the_same_output(
     bench: Any, card: AdapterCard, shuffle: Shuffle, tmp_path: Path
 ) -> None:

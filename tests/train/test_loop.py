@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,26 @@ def test_noise_belongs_to_the_step_and_the_batch_alone(dataset: Path) -> None:
     with torch.no_grad():
         losses = [float(batch_loss(baked, step, micro, (0, 1))) for step, micro in ((3, 0), (3, 1), (4, 0), (3, 0))]
     assert losses[0] == losses[3] and len(set(losses)) == 3
+
+
+def test_captions_are_dealt_anew_to_every_picture_step_and_batch(dataset: Path) -> None:
+    baked = bake(dataset, data={"captions": {"shuffle": True}})
+    heard: list[list[str]] = []
+
+    def listen(captions: list[str]) -> Any:
+        heard.append(captions)
+        return baked.text(captions)
+
+    listening = replace(baked, text=listen)  # pyright: ignore[reportArgumentType]
+    with torch.no_grad():
+        for step, micro in ((3, 0), (3, 1), (4, 0), (3, 0)):
+            batch_loss(listening, step, micro, (0, 0))
+    assert heard[0] == heard[3]
+    dealt = [caption for captions in heard[:3] for caption in captions]
+    assert len(set(dealt)) == 6, "the same picture twice in a batch has two orders as well"
+    assert {tuple(sorted(caption.split(", "))) for caption in dealt} == {
+        tuple(sorted(baked.samples[0].caption.split(", ")))
+    }
 
 
 def test_every_step_has_its_rate(dataset: Path) -> None:
@@ -129,18 +150,8 @@ def test_both_views_are_used(dataset: Path) -> None:
     baked = bake(dataset, data={"flip": True})
     assert all(len(pair) == 2 and not torch.equal(*pair) for pair in baked.latents)
     with torch.no_grad():
-        mirrored = Bake(
-            **{
-                **{name: getattr(baked, name) for name in Bake.__slots__},
-                "latents": [pair[::-1] for pair in baked.latents],
-            }
-        )
-        straight = Bake(
-            **{
-                **{name: getattr(baked, name) for name in Bake.__slots__},
-                "latents": [pair[:1] for pair in baked.latents],
-            }
-        )
+        mirrored = replace(baked, latents=[pair[::-1] for pair in baked.latents])
+        straight = replace(baked, latents=[pair[:1] for pair in baked.latents])
         losses = [
             [float(batch_loss(given, step, 0, (0,))) for given in (baked, mirrored, straight)] for step in range(12)
         ]

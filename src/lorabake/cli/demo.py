@@ -150,7 +150,7 @@ def _scores(folder: Path, name: str, count: int, console: Console) -> tuple[Tria
     from lorabake.sampling.apply import apply_lora
 
     model, judge = load_model("pocket"), Judge.load()
-    detectors = Detectors.load(judge=judge)
+    detectors = Detectors.load()
     trials = []
     for what in ("base", "LoRA"):
         with bar(f"scoring the {what}") as progress:

@@ -43,6 +43,7 @@ class SDModel:
         clip_skip: int | None = None,
     ) -> None:
         self.facts, self._clip_skip = facts, clip_skip
+        self._device, self._dtype = torch.device(device), dtype
         self.unet, self.text_encoder, self.vae, self.tokenizer, self.sampler = load_folder(
             facts.path, dtype=dtype, device=device
         )
@@ -59,12 +60,12 @@ class SDModel:
     @property
     def device(self) -> torch.device:
         """Where the denoiser is."""
-        return self.unet.conv_in.weight.device
+        return self._device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the denoiser's weights."""
-        return self.unet.conv_in.weight.dtype
+        return self._dtype
 
     @functools.cached_property
     def latent_space(self) -> str:

@@ -1,6 +1,6 @@
 """Detectors: does a picture show an invented feature (an `Extra`), such as a star antenna?
 
-They look at the judge's early feature map, so that they are small and quick to train. Hard negatives come from the
+They keep the judge's early layers as they are, so that they are small and quick to train. Hard negatives come from the
 world itself: the same figure without the feature, other colours, hats, and all other features of the same detectors.
 """
 
@@ -47,14 +47,13 @@ class DetectorQuality:
 class Detectors:
     """Yes-or-no answers about invented features, by name."""
 
-    def __init__(self, features: Sequence[str], network: FeatureNet, judge: Judge) -> None:
-        """Detectors for `features` on the early map of `judge`."""
+    def __init__(self, features: Sequence[str], network: FeatureNet) -> None:
+        """Detectors for `features`, in the order of the network's answers."""
         self.features = tuple(features)
         self.network = network.eval()
-        self._judge = judge
 
     @classmethod
-    def load(cls, path: Path | None = None, judge: Judge | None = None) -> Detectors:
+    def load(cls, path: Path | None = None) -> Detectors:
         """The detectors of the shipped characters' features, or those saved at `path`.
 
         Raises:
@@ -66,7 +65,7 @@ class Detectors:
             raise UserError(f"{path} holds no detectors. Give a file saved by Detectors.save.")
         network = FeatureNet(len(about["features"]))
         load_network(network, path)
-        return cls(about["features"], network, judge or Judge.load())
+        return cls(about["features"], network)
 
     def save(self, path: Path, measured: Mapping[str, DetectorQuality] | None = None) -> None:
         """Write the weights (fp16), with the quality they were measured to have."""
@@ -77,7 +76,7 @@ class Detectors:
     def probabilities(self, images_NHWC: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         """How likely each picture (uint8 [N, 64, 64, 3]) shows each feature: float32 [N] by name."""
         batches = to_input(images_NHWC).split(128)
-        logits_NF = torch.cat([self.network(self._judge.network.early(batch)) for batch in batches])
+        logits_NF = torch.cat([self.network(batch) for batch in batches])
         columns = logits_NF.sigmoid().numpy().T
         return dict(zip(self.features, columns, strict=True))
 
@@ -148,23 +147,26 @@ def train_detectors(
     if not features:
         raise UserError("These characters have no extras to detect. Give at least one Character with extras.")
     judge = judge or Judge.load()
+    early = judge.network.early.state_dict()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    network = FeatureNet(len(features))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.02)
+    network = FeatureNet(len(features)).train()
+    network.early.load_state_dict(early)
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1.0, weight_decay=0.02)
     generator = torch.Generator().manual_seed(seed)
     try:
         for step, (pictures, answers_BF) in enumerate(rendered(_Batches(characters, steps, seed))):
             optimizer.param_groups[0]["lr"] = learning_rate(step, steps)
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                early_BCHW = judge.network.early(augment(to_input(pictures.numpy()), generator))
+            with torch.autocast("cpu", torch.bfloat16):
+                logits_BF = network(augment(to_input(pictures.numpy()), generator))
             optimizer.zero_grad()
-            _answer_loss(network(early_BCHW.float()), answers_BF).backward()
+            _answer_loss(logits_BF.float(), answers_BF).backward()
             optimizer.step()
     finally:
         torch.set_num_threads(threads)
-    return Detectors(features, network, judge)
+    return Detectors(features, network)
 
 
 def _answer_loss(logits_BF: Tensor, answers_BF: Tensor) -> Tensor:

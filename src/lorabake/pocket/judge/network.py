@@ -81,17 +81,24 @@ class AttributeNet(nn.Module):
 
 
 class FeatureNet(nn.Module):
-    """Yes-or-no answers about invented features, from the early 16 x 16 map of an `AttributeNet`."""
+    """Yes-or-no answers about invented features, on top of a frozen copy of an `AttributeNet`'s early layers."""
 
     def __init__(self, features: int) -> None:
         """A network for `features` questions."""
         super().__init__()
+        self.early = nn.Sequential(nn.PixelUnshuffle(2), *_convolutions(_EARLY)).requires_grad_(False)
         self.late = _convolutions(((EARLY_CHANNELS, 64, 2), (64, 64, 1)))
         self.head = LookingHead(64, [1] * features, _GRID)
 
-    def forward(self, early_BCHW: Tensor) -> Tensor:
-        """One logit per feature: [B, features]."""
-        return torch.cat(self.head(self.late(early_BCHW)), dim=-1)
+    def train(self, mode: bool = True) -> FeatureNet:
+        """Switch between training and answering; the early layers always answer."""
+        super().train(mode)
+        self.early.eval()
+        return self
+
+    def forward(self, pictures_BCHW: Tensor) -> Tensor:
+        """Pictures [B, 3, 64, 64] in -1..1 to one logit per feature: [B, features]."""
+        return torch.cat(self.head(self.late(self.early(pictures_BCHW))), dim=-1)
 
 
 def to_input(pictures_BHWC: npt.NDArray[np.uint8]) -> Tensor:

@@ -183,7 +183,7 @@ def _book(canvas: Canvas, figure: Figure) -> None:
 def _umbrella(canvas: Canvas, figure: Figure) -> None:
     x, y = figure.hand_holding
     side = -1 if figure.side else 1
-    top_x, top_y = (x - 9, y - 17) if figure.side else (x + 11, y - 20)
+    top_x, top_y = (x - 12, y - 17) if figure.side else (x + 11, y - 20)
     canvas.limb([(x - side * 1.5, y + 6), (top_x, top_y)], (96, 72, 60), Part.OBJECT, 2.2)
     canvas.chord(top_x, top_y + 1, (16.5, 15), (180, 360), (236, 74, 118), Part.OBJECT)
     canvas.crease([(top_x - 16.5, top_y + 1), (top_x + 16.5, top_y + 1)], (236, 74, 118), Part.OBJECT)

@@ -12,6 +12,7 @@ from lorabake.pocket.world.palette import WHITE, Rgb, mix, shade
 
 LASH: Rgb = (40, 32, 46)
 LIP: Rgb = (150, 44, 54)
+DARK_LIP: Rgb = (84, 18, 32)
 FRAME: Rgb = (46, 40, 72)
 _FRINGE: tuple[Point, ...] = (
     (-17.2, -4.6),
@@ -200,8 +201,8 @@ def draw_face(canvas: Canvas, figure: Figure) -> None:
         else:
             _draw_open_eye(canvas, figure, x, y)
     x, y = figure.head
-    mouth_x, mouth_y = (x - 12.5, y + 10.6) if figure.side else (x, y + 11.0)
-    _draw_mouth(canvas, expression, mouth_x, mouth_y, 0.78 if figure.side else 1.0)
+    mouth: Point = (x - 8.0, y + 11.6) if figure.side else (x, y + 11.0)
+    _draw_mouth(canvas, expression, mouth, LIP if figure.spec.skin == "light" else DARK_LIP)
 
 
 def _draw_open_eye(canvas: Canvas, figure: Figure, x: float, y: float) -> None:
@@ -217,16 +218,17 @@ def _draw_open_eye(canvas: Canvas, figure: Figure, x: float, y: float) -> None:
         canvas.limb([inner, outer], LASH, Part.EXPRESSION, 1.9, line=False)
 
 
-def _draw_mouth(canvas: Canvas, expression: str, x: float, y: float, size: float) -> None:
+def _draw_mouth(canvas: Canvas, expression: str, mouth: Point, lip: Rgb) -> None:
+    x, y = mouth
     if expression == "open mouth":
-        canvas.ellipse(x, y + 0.4, 3.6 * size, 3.4, LIP, Part.EXPRESSION, line=False)
-        canvas.ellipse(x, y + 2.0, 2.2 * size, 1.5, (236, 112, 118), Part.EXPRESSION, line=False)
+        canvas.ellipse(x, y + 0.4, 3.6, 3.4, lip, Part.EXPRESSION, line=False)
+        canvas.ellipse(x, y + 2.0, 2.2, 1.5, (236, 112, 118), Part.EXPRESSION, line=False)
     elif expression == "frown":
-        canvas.arc(x, y + 3.4, (4.4 * size, 4.0), (205, 335), LIP, Part.EXPRESSION, 1.8)
+        canvas.arc(x, y + 3.4, (4.4, 4.0), (205, 335), lip, Part.EXPRESSION, 1.8)
     else:
         # With closed eyes it is the eyes that tell the expression, so that mouth counts for nothing.
         part = Part.SKIN if expression == "closed eyes" else Part.EXPRESSION
-        canvas.arc(x, y - 2.4, (4.8 * size, 4.4), (22, 158), LIP, part, 1.8)
+        canvas.arc(x, y - 2.4, (4.8, 4.4), (22, 158), lip, part, 1.8)
 
 
 def draw_glasses(canvas: Canvas, figure: Figure) -> None:

@@ -31,6 +31,7 @@ _HEADGEAR = {"witch hat": 60.0, "cap": 50.0, "crown": 24.0, "hair bow": 22.0, "c
 _OBJECT = {"sword": 16.0, "book": 30.0, "umbrella": 40.0, "ball": 40.0}
 _HAND = 5.0
 _FACE = 14.0
+_MOUTH, _MOUTH_BESIDE = 5.0, 8.0
 _BACKGROUND = 500.0
 
 
@@ -81,7 +82,7 @@ def _told_about_head(spec: Spec, needed: _Areas) -> set[str]:
             told.add("headgear_color")
     face = needed(_FACE, Part.EYE, Part.IRIS, Part.EXPRESSION)
     if spec.view != "from behind" and face:
-        if needed(3.5, Part.EXPRESSION):
+        if needed(_MOUTH_BESIDE if spec.view == "from side" else _MOUTH, Part.EXPRESSION):
             told.add("expression")
         if spec.glasses == "none" or needed(9, Part.GLASSES):
             told.add("glasses")
