@@ -28,7 +28,7 @@ class TinyModel:
         self.parts: Mapping[Part, nn.Module] = {"denoiser": nn.Sequential(self.look), "text_encoder": self.words}
         self.facts = ModelFacts(
             family="tiny", path=Path("tiny"), name="tiny", prediction=prediction, resolution=32, pixel_step=8, latent_scale=4,
-            latent_channels=LATENT, base_version="tiny", architecture="tiny", small=True,
+            latent_channels=LATENT, base_version="tiny", architecture="tiny", small=True, digest="tiny",
         )  # fmt: skip
         self.betas_T = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32).double() ** 2
         self.sampler: Mapping[str, object] = sampler or {"timestep_spacing": "leading", "steps_offset": 1}
@@ -37,6 +37,7 @@ class TinyModel:
 
     device = torch.device("cpu")
     dtype = torch.float32
+    latent_space = "tiny"
 
     def layers(self) -> Sequence[Layer]:
         return []

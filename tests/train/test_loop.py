@@ -66,7 +66,7 @@ def test_captions_are_dealt_anew_to_every_picture_step_and_batch(dataset: Path) 
         heard.append(captions)
         return baked.text(captions)
 
-    listening = replace(baked, text=listen)  # pyright: ignore[reportArgumentType]
+    listening = replace(baked, text=listen)
     with torch.no_grad():
         for step, micro in ((3, 0), (3, 1), (4, 0), (3, 0)):
             batch_loss(listening, step, micro, (0, 0))

@@ -36,8 +36,6 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         Interrupted: ``stop()`` was true while pictures were being encoded; those that are done stay in the cache.
     """
     recipe = checked.recipe
-    torch.set_num_threads(recipe.train.threads or 1)
-    torch.set_flush_denormal(True)  # fading optimizer moments would otherwise slow a CPU down many times
     dtype, device = _DTYPES[recipe.train.precision or "fp32"], recipe.train.device or "cpu"
     model = load_model(checked.facts, dtype=dtype, device=device, clip_skip=recipe.model.clip_skip)
     latents = _latents(checked, model, events, stop)

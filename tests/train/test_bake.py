@@ -1,0 +1,36 @@
+"""Preparing a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lorabake.base.errors import Interrupted
+from lorabake.base.events import Event, Events
+from lorabake.recipe import check_values
+from lorabake.train.bake import prepare
+
+
+def test_stopped_while_encoding_what_is_done_stays_done(dataset: Path) -> None:
+    checked = check_values({"data": {"folder": str(dataset)}, "adapter": {"rank": 1}, "train": {"device": "cpu"}})
+    told: list[Event] = []
+    with pytest.raises(Interrupted, match="Stopped after encoding 2 of 6 pictures"):
+        prepare(checked, Events(told.append), stop=lambda: len(told) == 2)
+    assert len(told) == 2
+    told.clear()
+    baked = prepare(checked, Events(told.append))
+    assert [(event["done"], event["total"]) for event in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert len(baked.latents) == 6
+
+
+def test_rates_decide_which_parts_are_trained(dataset: Path) -> None:
+    raw = {"data": {"folder": str(dataset)}, "adapter": {"rank": 1}, "train": {"device": "cpu"}}
+    for rates, parts in (
+        ({"lr": 1e-3, "text_encoder_lr": 0.0}, ["denoiser"]),
+        ({"lr": 0.0, "text_encoder_lr": 1e-3}, ["text_encoder"]),
+        ({"lr": 1e-3, "text_encoder_lr": 1e-4}, ["denoiser", "text_encoder"]),
+    ):
+        baked = prepare(check_values({**raw, "optimizer": rates}), Events())
+        assert [group.name for group in baked.groups] == parts
+        assert list(baked.base_rates) == [rate for rate in rates.values() if rate]
