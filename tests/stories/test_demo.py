@@ -30,7 +30,7 @@ def test_demo_teaches_the_character_and_shows_it(lorabake: Shell, tmp_path: Path
     assert (folder / "run" / "checkpoints" / "zorbi.safetensors").is_file()
     with Image.open(folder / "grid.png") as grid:
         assert min(grid.size) > 500
-    assert len(list((folder / "dataset").rglob("*.txt"))) == 20
+    assert len(list((folder / "dataset").rglob("*.txt"))) == 28
 
     again = json.loads(lorabake("demo", "--json", "--pictures", "32").stdout)
     assert (again["before"], again["after"]) == (before, after), "the same demo must tell the same twice"

@@ -78,7 +78,7 @@ class TrainingProgress:
 
     def say(self, text: str) -> None:
         """A line above the moving one."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
         """Show an event."""

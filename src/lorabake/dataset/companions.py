@@ -77,7 +77,7 @@ class Captions:
         if sum(map(len, self._missing.values())) == total and self._class_tokens is None:
             looked = " or ".join(self._extensions)
             what = f"none of the {total} pictures has a caption file ({looked} with the picture's name)"
-            yield Problem("captions", f"{what}. Write captions, or give class_tokens.")
+            yield Problem("captions", f"{what}. Write one for each: a .txt file of the same name beside the picture.")
         elif not self._missing and not any(self._texts.values()):
             yield Problem(
                 "captions", f"the caption files of all {total} pictures are empty. Write captions, or delete the files."

@@ -22,6 +22,10 @@ def inspect_model(base: str | Path) -> ModelFacts:
         raise UserError(
             f"'{base}' does not exist. Give a model folder in diffusers layout, or 'pocket' for the embedded model."
         )
+    if path.is_file():
+        raise UserError(
+            f"'{base}' is a file. Give a model folder in diffusers layout (model_index.json beside unet/, vae/ …), or 'pocket'."
+        )
     for card in cards("family").values():
         if facts := cast(FamilyCard, card).recognise(path):
             return facts

@@ -42,6 +42,8 @@ _SETTING: dict[str, tuple[str, ...]] = {
 }
 CONTROLLED = ("background", "framing", "pose")
 """Axes a prompt must still control with the LoRA on."""
+OTHERS = 8
+"""Pictures of other characters in a training set."""
 STEPS, CFG = 16, 4.0
 
 
@@ -69,10 +71,12 @@ class Trial:
 def write_training_set(
     folder: Path, character: Character, trigger: str, count: int = 20, seed: int = 1
 ) -> list[Image.Image]:
-    """A dataset folder with ``count`` pictures of the character, captions pruned of what is the character's own.
+    """A dataset folder: ``count`` pictures of the character, captions pruned of what is the character's own, and a few of others.
+
+    The others, with the same kind of captions but no trigger, keep the character from leaking into every prompt.
 
     Returns:
-        The pictures, as they were written.
+        The character's pictures, as they were written.
     """
     rng = random.Random(seed)
     own = character.own_tags() | {"1girl"}
@@ -80,11 +84,17 @@ def write_training_set(
     for index in range(count):
         drawing = draw(_spec(character, rng, KNOWN), rng_seed=seed * 1000 + index)
         tags = [trigger, *(tag for tag in drawing.tags if tag not in own)]
-        path = folder / f"1_{trigger}" / f"{index:03d}.png"
-        save_png(drawing.image, path)
-        write_atomic(path.with_suffix(".txt"), (", ".join(tags) + "\n").encode())
+        _write_pair(folder / f"2_{trigger}" / f"{index:03d}.png", drawing.image, tags)
         pictures.append(drawing.image)
+    for index in range(OTHERS):
+        drawing = draw(sample(rng, view="front", style=rng.choice(_SETTING["style"])), rng_seed=seed * 3000 + index)
+        _write_pair(folder / "1_others" / f"{index:03d}.png", drawing.image, drawing.tags)
     return pictures
+
+
+def _write_pair(path: Path, image: Image.Image, tags: Sequence[str]) -> None:
+    save_png(image, path)
+    write_atomic(path.with_suffix(".txt"), (", ".join(tags) + "\n").encode())
 
 
 def try_out(
