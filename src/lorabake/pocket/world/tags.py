@@ -161,7 +161,8 @@ def parse(prompt: str, seed: int | None = None, ignore: Collection[str] = ()) ->
     if seed is None:
         return Spec(**stated)
     absent = dict.fromkeys(("headgear", "glasses", "scarf", "object"), "none")
-    usual = {"view": "front", "skin": "light", "style": "flat color"}  # a style drawn at random might hide stated colours
+    # A style drawn at random might hide stated colours.
+    usual = {"view": "front", "skin": "light", "style": "flat color"}
     return sample(random.Random(seed), **{**absent, **usual, **stated})
 
 
