@@ -37,11 +37,12 @@ rank = 16
 conv_rank = 16         # convolutions too: shapes and patterns live there
 
 [optimizer]
-lr = 3e-3              # the pocket model is narrow; full-size models want about 1e-4
+lr = 2e-3              # the pocket model is narrow; full-size models want about 1e-4
+text_encoder_lr = 2e-3
 betas = [0.9, 0.99]
 
 [schedule]
-name = "cosine"
+name = "linear"
 warmup = 0.05
 
 [train]
@@ -49,7 +50,7 @@ length = "80 epochs"
 batch_size = 5
 
 [save]
-every = "20 epochs"
+every = "40 epochs"
 
 [output]
 name = "{name}"
