@@ -103,7 +103,15 @@ class Checkout:
     def launch(self, *words: str, **more: str) -> subprocess.Popen[str]:
         """Start bake.py and let it run."""
         pipe = subprocess.PIPE
-        return subprocess.Popen(self.command(*words), env=self.environment(**more), stdout=pipe, stderr=pipe, text=True)
+        listens = _listen_to_ctrl_c if os.name == "posix" else None
+        return subprocess.Popen(
+            self.command(*words),
+            env=self.environment(**more),
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            preexec_fn=listens,
+        )
 
     def state(self) -> dict[str, str]:
         """What the environment says about itself."""
@@ -114,6 +122,11 @@ class Checkout:
     def package(self, name: str) -> Path:
         """Where an installed package lies."""
         return next(path for path in (self.root / ".venv").glob("**/site-packages") if path.is_dir()) / name
+
+
+def _listen_to_ctrl_c() -> None:
+    """A test run that was started in the background ignores Ctrl-C, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")

@@ -89,9 +89,11 @@ def test_training_the_weights_leaves_the_file(folder: Path) -> None:
 
 
 def test_prefix_positions_and_old_names_are_accepted(folder: Path) -> None:
-    def classic(tensors: dict[str, torch.Tensor]) -> None:
+    def the_other_way(tensors: dict[str, torch.Tensor]) -> None:
+        prefix = "text_model."
         for key in list(tensors):
-            tensors[f"text_model.{key}"] = tensors.pop(key)
+            other = key.removeprefix(prefix) if key.startswith(prefix) else prefix + key
+            tensors[other] = tensors.pop(key)
         tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
 
     def old(tensors: dict[str, torch.Tensor]) -> None:
@@ -101,7 +103,7 @@ def test_prefix_positions_and_old_names_are_accepted(folder: Path) -> None:
                 tensors[was.replace("to_out.0", "proj_attn")] = tensors.pop(key)
 
     expected = load_folder(folder)
-    edit(folder / TEXT, classic)
+    edit(folder / TEXT, the_other_way)
     edit(folder / VAE, old)
     given = load_folder(folder)
     for ours, theirs in ((given.text_encoder, expected.text_encoder), (given.vae, expected.vae)):
@@ -140,7 +142,12 @@ def spoil_extra(folder: Path) -> None:
 
 
 def spoil_twice(folder: Path) -> None:
-    edit(folder / TEXT, lambda t: t.update({"text_model.final_layer_norm.bias": t["final_layer_norm.bias"].clone()}))
+    def twice(tensors: dict[str, torch.Tensor]) -> None:
+        spellings = ("final_layer_norm.bias", "text_model.final_layer_norm.bias")
+        (known,) = (name for name in spellings if name in tensors)
+        tensors.update({name: tensors[known].clone() for name in spellings})
+
+    edit(folder / TEXT, twice)
 
 
 def spoil_quantised(folder: Path) -> None:
