@@ -46,11 +46,11 @@ name = "linear"
 warmup = 0.05
 
 [train]
-length = "80 epochs"
+length = "64 epochs"
 batch_size = 5
 
 [save]
-every = "40 epochs"
+every = "32 epochs"
 
 [output]
 name = "{name}"
