@@ -80,6 +80,14 @@ def test_plug_ins_bring_cards(room: Room, monkeypatch: pytest.MonkeyPatch) -> No
     assert find("optimizer", "from-outside").load()(4) == 2
 
 
+def test_a_broken_plug_in_is_told_and_left_out(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room({"x.py": f"CARD = {card('a')}"})
+    entry = importlib.metadata.EntryPoint("broken", "a_package_nobody_has", "lorabake.cards")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: [entry])
+    with pytest.warns(UserWarning, match="'broken' .* cannot be loaded: ModuleNotFoundError"):
+        assert list(cards("optimizer")) == ["a"]
+
+
 def test_an_unknown_name_says_what_was_probably_meant() -> None:
     with pytest.raises(UserError, match=r"'adamww' is not a known optimizer\. Did you mean 'adamw'\?"):
         find("optimizer", "adamww")

@@ -163,10 +163,18 @@ def test_a_latent_that_is_not_finite_names_its_picture(
         latents(dataset, encoder)
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(dataset: Path, encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    told: list[str] = []
+    found = cached_latents(views(dataset), encoder, tmp_path / "cache", not_kept=told.append)  # pyright: ignore[reportArgumentType]
+    assert len(told) == 1 and "cannot be written to" in told[0]
+    assert all(torch.equal(a, b) for a, b in zip(found, latents(dataset, Encoder()), strict=True))
+
+
 def test_two_runs_fill_one_cache(tmp_path: Path) -> None:
     """Both write the same pack at the same time; neither may trip over the other's file."""
     pack = {"x": torch.arange(100_000.0)}
     with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(_write_pack, tmp_path, pack) for _ in range(40)]:
+        for done in [pool.submit(_write_pack, tmp_path, pack, pytest.fail) for _ in range(40)]:
             done.result()
     assert len(list(tmp_path.glob("*.safetensors"))) == 1

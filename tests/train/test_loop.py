@@ -84,7 +84,7 @@ def test_every_step_has_its_rate(dataset: Path) -> None:
         dataset, train={"length": "4 steps"}, schedule=settings, optimizer={"lr": 0.01, "text_encoder_lr": 0.002}
     )
     seen: list[dict[str, Any]] = []
-    run_loop(baked, 0, Events(seen.append), lambda step, ended: False)
+    run_loop(baked, 0, Events(seen.append), lambda step: False)
     recipe = baked.recipe
     for index, event in enumerate(seen):
         scale = factor("cosine", recipe.schedule.settings, index, 4)  # pyright: ignore[reportArgumentType]
@@ -126,7 +126,7 @@ def test_every_picture_is_seen_once_an_epoch_and_a_resumed_epoch_takes_the_rest(
         return loop.Step(0.1, 0.1, 1)
 
     monkeypatch.setattr(loop, "optimizer_step", note)
-    run_loop(baked, 0, Events(), lambda step, ended: False)
+    run_loop(baked, 0, Events(), lambda step: False)
     whole = list(taken)
     seed = baked.recipe.train.seed
     for epoch in (0, 1):
@@ -135,15 +135,15 @@ def test_every_picture_is_seen_once_an_epoch_and_a_resumed_epoch_takes_the_rest(
         assert sorted(index for batch in batches for index in batch) == list(range(6))
     for start in range(4):
         taken.clear()
-        run_loop(baked, start, Events(), lambda step, ended: False)
+        run_loop(baked, start, Events(), lambda step: False)
         assert taken == whole[start:]
 
 
 def test_it_can_be_stopped_after_any_step(dataset: Path) -> None:
     baked = bake(dataset, train={"length": "2 epochs"})
-    told: list[tuple[int, bool]] = []
-    assert run_loop(baked, 0, Events(), lambda step, ended: told.append((step, ended)) or step == 4) == 4
-    assert told == [(1, False), (2, False), (3, True), (4, False)]
+    told: list[int] = []
+    assert run_loop(baked, 0, Events(), lambda step: told.append(step) or step == 4) == 4
+    assert told == [1, 2, 3, 4]
 
 
 def test_both_views_are_used(dataset: Path) -> None:

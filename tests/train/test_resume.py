@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 Options = Callable[..., list[str]]
 
@@ -257,8 +259,19 @@ def test_another_recipe_is_refused_by_name(oven: Any, copies: Any, result: Any, 
     assert result(run) == before
 
 
-@pytest.mark.parametrize("edit", ["caption", "pixels", "one less", "one more", "repeats"])
-def test_an_edited_dataset_is_refused(oven: Any, copies: Any, tmp_path: Path, edit: str) -> None:
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ("caption", "changed 1_mira/000.png"),
+        ("pixels", "changed 1_mira/000.png"),
+        ("one less", "gone 1_mira/000.png"),
+        ("one more", "new 1_mira/new.png"),
+        ("repeats", "new 2_mira/000.png, 2_mira/001.png, 2_mira/002.png, 2_mira/003.png, 2_mira/004.png and 1 more"),
+    ],
+)
+def test_an_edited_dataset_is_refused_and_the_pictures_named(
+    oven: Any, copies: Any, tmp_path: Path, edit: str, told: str
+) -> None:
     dataset, run, words = copies
     changed = tmp_path / "mira"
     shutil.copytree(dataset, changed)
@@ -277,8 +290,33 @@ def test_an_edited_dataset_is_refused(oven: Any, copies: Any, tmp_path: Path, ed
     manifest["recipe"]["data"]["folder"] = str(changed)  # the same place
     (run / "run.json").write_text(json.dumps(manifest))
     done = oven.run("train", changed, "--into", run, *words)
-    assert done.code == 2 and "  dataset: " in done.err
-    assert done.err.count(" there, ") == 1
+    assert done.code == 2 and f"  dataset: {told}" in done.err
+    assert " there, " not in done.err
+
+
+def test_what_trains_nothing_may_change_on_the_way(oven: Any, copies: Any, result: Any, finished_run: Any) -> None:
+    dataset, run, words = copies
+    unfinished(run)
+    max((run / "state").iterdir()).unlink()
+    done = oven.run(
+        "train",
+        dataset,
+        "--into",
+        run,
+        *words,
+        "--set",
+        'save.every="1 steps"',
+        "--set",
+        'sample.prompts=["sky --s 2"]',
+    )
+    assert done.code == 0, done.err
+    final = Path("checkpoints", "mira.safetensors")
+    assert load_file(run / final).keys() == load_file(finished_run[1] / final).keys()
+    assert all(
+        torch.equal(tensor, load_file(finished_run[1] / final)[name]) for name, tensor in load_file(run / final).items()
+    )
+    assert list((run / "samples").glob("step*.png"))
+    assert 'prompts = ["sky --s 2"]' in (run / "recipe.toml").read_text()
 
 
 def test_another_version_is_refused(oven: Any, copies: Any) -> None:

@@ -125,6 +125,7 @@ def test_what_a_run_leaves(first: tuple[Path, Path]) -> None:
         ".lock",
         "checkpoints",
         "events.jsonl",
+        "pictures.json",
         "recipe.toml",
         "run.json",
         "state",
@@ -230,7 +231,7 @@ def write(folder, checked, bake, step):
 run.write_checkpoint = write
 """
     done = oven.run("train", dataset, "--into", tmp_path / "run", *options(train__length="1 steps"), before=spoil)
-    assert done.code == 2 and "not finite as fp16" in done.err and "bf16 or fp32" in done.err
+    assert done.code == 3 and "not finite as fp16" in done.err and "bf16 or fp32" in done.err
     assert not list((tmp_path / "run").rglob("mira.safetensors*"))
 
 
@@ -252,7 +253,7 @@ os.replace = replace
 """
     words = options(train__length="2 epochs")
     done = oven.run("train", dataset, "--into", tmp_path / "run", *words, before=full)
-    assert done.code == 2 and "No space left on device" in done.err and "Traceback" not in done.err
+    assert done.code == 3 and "No space left on device" in done.err and "Traceback" not in done.err
     again = oven.run("train", dataset, "--into", tmp_path / "run", *words)
     assert again.code == 0 and "at step 2 of 6" in again.err
     assert result(tmp_path / "run").differences(result(before)) == []

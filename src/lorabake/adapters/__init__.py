@@ -26,7 +26,7 @@ def graft(model: Model, name: str, settings: Settings, *, seed: int, parts: tupl
         UserError: the type is unknown, or the settings leave no layer to train.
     """
     card = cast(AdapterCard, find("adapter", name))
-    if card.saves == "model":
+    if card.trains_base:
         return card.load()(card, model, parts)
     from lorabake.adapters._graft import graft_newborn
 
@@ -44,6 +44,6 @@ def graft_file(
     from lorabake.adapters._graft import graft_tensors
 
     card = cast(AdapterCard, find("adapter", name))
-    if card.saves == "model":
+    if card.trains_base:
         raise UserError(f"'{name}' trains whole models: what it saves is used as a base model, not grafted onto one.")
     return graft_tensors(card, card.load()(), model, tensors_by_layer, multiplier)

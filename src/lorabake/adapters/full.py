@@ -82,4 +82,5 @@ CARD = AdapterCard(
     code="lorabake.adapters.full:FullGraft",
     settings=FullSettings,
     saves="model",
+    usual_lr=1e-5,
 )

@@ -51,6 +51,21 @@ class LoraSettings(Settings):
             raise ValueError("conv_alpha does nothing without conv_rank. Give both, or neither.")
         return self
 
+    def metadata(self) -> dict[str, Any]:
+        """Dim, alpha and the arguments other trainers know."""
+        arguments = {
+            "conv_dim": self.conv_rank,
+            "conv_alpha": self.conv_alpha,
+            "rank_dropout": self.rank_dropout,
+            "module_dropout": self.module_dropout,
+        }
+        return {
+            "network_dim": self.rank,
+            "network_alpha": self.alpha or self.rank,
+            "network_dropout": self.dropout or None,
+            "network_args": {name: value for name, value in arguments.items() if value},
+        }
+
     def rank_for(self, layer: Layer) -> int | None:
         """Rank this layer gets; None leaves it alone. Time-embedding linears of residual blocks follow the linear rank, as other tools do."""
         if layer.group == "resnet" and self.conv_rank is None:
@@ -157,4 +172,5 @@ CARD = AdapterCard(
     summary="Low-rank change of linear layers, and of convolutions if asked; every client loads it.",
     code="lorabake.adapters.lora:Lora",
     settings=LoraSettings,
+    also_called=("locon",),
 )

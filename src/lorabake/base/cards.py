@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -40,6 +41,10 @@ class Settings(BaseModel):
     """Base of every group of settings: frozen, unknown keys, NaN and infinity are errors, and each field's docstring is its explanation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def metadata(self) -> dict[str, Any]:
+        """What a trained file tells of these settings: fields of ``formats.metadata.TrainingFacts``."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,10 @@ def _modules(room: str) -> Iterator[ModuleType]:
         elif not item.ispkg and not item.name.rpartition(".")[2].startswith("_"):
             yield importlib.import_module(item.name)
     for entry in importlib.metadata.entry_points(group="lorabake.cards"):
-        yield entry.load()
+        try:
+            yield entry.load()
+        except Exception as error:  # whatever a stranger's module does, the commands that do not need it must work
+            warnings.warn(f"The plug-in '{entry.name}' ({entry.value}) cannot be loaded: {error!r}", stacklevel=2)
 
 
 def _cards_in(module: ModuleType) -> Iterator[Card]:

@@ -53,6 +53,15 @@ class EventLog:
         except OSError as error:
             raise UserError(f"{self._path} could not be written: {error.strerror or error}.") from error
 
+    def sync(self) -> int:
+        """Wait until everything written is on the disk; returns the log's size in bytes."""
+        try:
+            with self._path.open("r+b") as file:
+                os.fsync(file.fileno())
+                return os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise UserError(f"{self._path} could not be written: {error.strerror or error}.") from error
+
     def read(self) -> list[Event]:
         """Every whole line; a last line cut short by a crash is left out."""
         if not self._path.exists():

@@ -3,6 +3,7 @@
 runs/mira/
   recipe.toml            what was asked for, with every value filled in
   run.json               versions and fingerprints: what must be equal for a run to continue
+  pictures.json          a fingerprint of every picture, to say which of them changed
   events.jsonl           everything that happened, by step
   checkpoints/           one file (or model folder) per saved epoch
   samples/               pictures drawn at checkpoints
@@ -35,6 +36,11 @@ class Run:
     def manifest(self) -> Path:
         """Versions and fingerprints."""
         return self.folder / "run.json"
+
+    @property
+    def pictures(self) -> Path:
+        """Fingerprints of the dataset's pictures, by name."""
+        return self.folder / "pictures.json"
 
     @property
     def events(self) -> Path:
@@ -70,6 +76,13 @@ class Run:
             return json.loads(self.manifest.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{self.folder} is not a run folder: run.json cannot be read ({error}).") from error
+
+    def read_pictures(self) -> dict[str, str]:
+        """``pictures.json``; empty where it is missing or broken: it only serves to say more."""
+        try:
+            return dict(json.loads(self.pictures.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}
 
     def read_events(self) -> list[Event]:
         """Everything that happened so far."""

@@ -98,6 +98,9 @@ class TrainingProgress:
     def _on_samples_failed(self, event: Event) -> None:
         self.say(f"note: no sample pictures at step {event['step']}: {event['reason']}")
 
+    def _on_latents_not_kept(self, event: Event) -> None:
+        self.say(f"note: encoded pictures are kept for this run only. {event['reason']}")
+
     def _on_already_finished(self, event: Event) -> None:
         self.say(
             f"{event['folder']} is already finished; nothing was trained. Give another folder with --into to train again."

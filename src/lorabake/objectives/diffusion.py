@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from lorabake.base.lazy import lazy_module
 if TYPE_CHECKING:
     import torch
     from torch import Generator, Tensor
+
+    from lorabake.protocols.family import Model
 else:
     torch = lazy_module("torch")
 
@@ -40,9 +42,13 @@ class DiffusionSettings(Settings):
             )
         return self
 
+    def metadata(self) -> dict[str, Any]:
+        """γ where it is used, and the loss."""
+        return {"min_snr_gamma": self.min_snr_gamma if self.weighting == "min-snr" else None, "loss_type": self.loss}
+
 
 class Diffusion:
-    """The objective of ε- and v-predicting models.
+    """The objective of ε- and v-predicting models; see :class:`lorabake.protocols.objective.Objective`.
 
     Args:
         settings: loss, weighting and timestep rule.
@@ -87,6 +93,11 @@ class Diffusion:
         return loss_B * self.weight_T[timesteps_B]
 
 
+def diffusion_for(settings: DiffusionSettings, model: Model) -> Diffusion:
+    """The objective on a model's own schedule and prediction type."""
+    return Diffusion(settings, model.betas_T, model.facts.prediction, model.device)
+
+
 def _per_sample(values_B: Tensor) -> Tensor:
     return values_B[:, None, None, None]
 
@@ -95,6 +106,6 @@ CARD = Card(
     kind="objective",
     name="diffusion",
     summary="Noise prediction (ε or v, as the base model was trained) on the model's own schedule.",
-    code="lorabake.objectives.diffusion:Diffusion",
+    code="lorabake.objectives.diffusion:diffusion_for",
     settings=DiffusionSettings,
 )

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from pydantic import Field
 
 from lorabake.base.cards import Card, Settings, find
+
+
+@dataclass(frozen=True)
+class ScheduleCard(Card):
+    """A schedule's card. ``code`` names a function of position (0 to 1) and settings."""
+
+    kohya_name: str = ""
+    """``ss_lr_scheduler`` as clients know it; the name itself, left empty."""
 
 
 class ScheduleSettings(Settings):
@@ -53,14 +62,17 @@ def factor(name: str, settings: ScheduleSettings, step: int, total_steps: int) -
 
 _HERE = "lorabake.optimizers.schedules"
 CARDS = (
-    Card("schedule", "constant", "Full rate throughout.", f"{_HERE}:constant", ScheduleSettings),
-    Card("schedule", "linear", "Straight down to zero.", f"{_HERE}:linear", ScheduleSettings),
-    Card("schedule", "cosine", "Half a cosine down to zero; the usual choice.", f"{_HERE}:cosine", ScheduleSettings),
-    Card(
+    ScheduleCard("schedule", "constant", "Full rate throughout.", f"{_HERE}:constant", ScheduleSettings),
+    ScheduleCard("schedule", "linear", "Straight down to zero.", f"{_HERE}:linear", ScheduleSettings),
+    ScheduleCard(
+        "schedule", "cosine", "Half a cosine down to zero; the usual choice.", f"{_HERE}:cosine", ScheduleSettings
+    ),
+    ScheduleCard(
         "schedule",
         "cosine-restarts",
         "Several cosines, each from the full rate.",
         f"{_HERE}:cosine_restarts",
         RestartSettings,
+        kohya_name="cosine_with_restarts",
     ),
 )

@@ -21,6 +21,15 @@ class AdapterCard(Card):
     """What its checkpoints are: a LoRA file, or a whole model folder."""
     network_module: str = "networks.lora"
     """``ss_network_module`` as clients know it."""
+    also_called: tuple[str, ...] = ()
+    """Names that other tools give to files this type reads."""
+    usual_lr: float = 1e-4
+    """Learning rate for AdamW on a full-size model."""
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether the base's own weights are trained, and not something beside them."""
+        return self.saves == "model"
 
 
 class LayerType(Protocol):

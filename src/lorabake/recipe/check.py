@@ -17,7 +17,7 @@ from lorabake.families import inspect_model
 from lorabake.protocols.family import ModelFacts
 from lorabake.recipe.load import anchored, parse_sections, read_raw
 from lorabake.recipe.recipe import Choice, Recipe
-from lorabake.recipe.resolve import resolve, resolve_buckets
+from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
 from lorabake.recipe.sections import RateSettings, TrainSettings
 
 
@@ -70,8 +70,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("optimizer.lr", what)
     train: TrainSettings | None = values.get("train")
     adapter: Choice | None = values.get("adapter")
-    if train is not None and adapter is not None and train.precision == "bf16" and adapter.name == "full":
-        what = "'bf16': adapter 'full' trains the weights themselves, which needs fp32. Leave precision out."
+    if train is not None and adapter is not None and train.precision == "bf16" and adapter_card(adapter).trains_base:
+        what = f"'bf16': adapter '{adapter.name}' trains the weights themselves, which needs fp32. Leave precision out."
         yield Problem("train.precision", what)
 
 

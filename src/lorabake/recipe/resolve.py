@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+from typing import cast
 
+from lorabake.base.cards import find
 from lorabake.dataset.buckets import BucketConfig
+from lorabake.protocols.adapter import AdapterCard
 from lorabake.protocols.family import ModelFacts
-from lorabake.recipe.recipe import Recipe
+from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.sections import file_name
 
 SMALL_MODEL_LR = 1.5e-3
-USUAL_LR = 1e-4
-FULL_LR = 1e-5
+
+
+def adapter_card(choice: Choice) -> AdapterCard:
+    """The card of the chosen network type."""
+    return cast(AdapterCard, find("adapter", choice.name))
 
 
 def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
@@ -36,17 +42,12 @@ def resolve_buckets(buckets: BucketConfig, facts: ModelFacts) -> BucketConfig:
 
 
 def _rates(recipe: Recipe, facts: ModelFacts) -> Recipe:
-    full = recipe.adapter.name == "full"
+    card = adapter_card(recipe.adapter)
     if recipe.rates.lr is None:
-        lr = (SMALL_MODEL_LR if facts.small else USUAL_LR) if not full else FULL_LR
-        why = (
-            "usual for AdamW and a LoRA"
-            if not facts.small
-            else f"{facts.name} is small: narrow layers need a higher rate than the usual 1e-4"
-        )
-        recipe = recipe.with_value(
-            "optimizer", "lr", lr, why if not full else "full fine-tuning moves every weight: small steps"
-        )
+        lr, why = card.usual_lr, f"usual for AdamW and adapter '{card.name}'"
+        if facts.small and not card.trains_base:
+            lr, why = SMALL_MODEL_LR, f"{facts.name} is small: narrow layers need a higher rate than the usual {lr:g}"
+        recipe = recipe.with_value("optimizer", "lr", lr, why)
     if recipe.rates.text_encoder_lr is None:
         recipe = recipe.with_value(
             "optimizer", "text_encoder_lr", (recipe.rates.lr or 0) / 2, "half of lr: the text encoder over-trains first"
@@ -63,7 +64,7 @@ def _machine(recipe: Recipe, facts: ModelFacts) -> Recipe:
             "train", "device", "cuda" if found else "cpu", "a GPU was found" if found else "no GPU was found"
         )
     if recipe.train.precision is None:
-        if recipe.adapter.name == "full":
+        if adapter_card(recipe.adapter).trains_base:
             precision, why = "fp32", "the weights themselves are trained, and bf16 would round small steps away"
         elif recipe.train.device == "cuda":
             precision, why = "bf16", "half the memory, and faster"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from lorabake.adapters import graft_file
 from lorabake.base.cards import cards
 from lorabake.base.errors import UserError
 from lorabake.formats.kohya import network_type, read_lora
-from lorabake.protocols.adapter import Graft
+from lorabake.protocols.adapter import AdapterCard, Graft
 from lorabake.protocols.family import Model
-
-_SAME_AS = {"locon": "lora"}
-"""Types that differ only in which layers they reach."""
 
 
 def apply_lora(model: Model, path: Path, weight: float = 1.0) -> Graft:
@@ -22,12 +21,10 @@ def apply_lora(model: Model, path: Path, weight: float = 1.0) -> Graft:
         UserError: the file is unreadable, of a network type that is not known here, or made for another base model.
     """
     file = read_lora(path)
-    name = network_type(file.layers)
-    name = _SAME_AS.get(name, name)
-    if name not in cards("adapter"):
-        raise UserError(
-            f"{path} is a LoRA of type '{name}', which cannot be applied yet. Known: {', '.join(cards('adapter'))}."
-        )
+    kind, known = network_type(file.layers), cast(Mapping[str, AdapterCard], cards("adapter"))
+    name = next((name for name, card in known.items() if kind in (name, *card.also_called)), None)
+    if name is None:
+        raise UserError(f"{path} is a LoRA of type '{kind}', which cannot be applied yet. Known: {', '.join(known)}.")
     try:
         return graft_file(model, name, file.layers, weight)
     except UserError as error:

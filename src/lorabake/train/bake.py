@@ -15,7 +15,6 @@ from lorabake.base.events import Events
 from lorabake.dataset.caption import is_static
 from lorabake.dataset.order import batches_per_epoch
 from lorabake.families import load_model
-from lorabake.objectives.diffusion import Diffusion
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.family import Model, Part
 from lorabake.protocols.optimizer import Optimizer
@@ -52,7 +51,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         recipe=recipe,
         model=model,
         graft=grafted,
-        objective=Diffusion(recipe.objective.settings, model.betas_T, model.facts.prediction, model.device),  # pyright: ignore[reportArgumentType]
+        objective=find("objective", recipe.objective.name).load()(recipe.objective.settings, model),
         text=TextSource(model, trained="text_encoder" in parts, repeating=is_static(recipe.data.captions)),
         groups=groups,
         base_rates=base_rates,
@@ -87,7 +86,10 @@ def _latents(checked: Checked, model: Model, events: Events, stop: Callable[[], 
         if stop():
             raise Interrupted(f"Stopped after encoding {done} of {total} pictures. The same command continues.")
 
-    found = cached_latents(views, model, checked.dataset.path / CACHE, progress)
+    def not_kept(reason: str) -> None:
+        events.emit("latents_not_kept", reason=reason)
+
+    found = cached_latents(views, model, checked.dataset.path / CACHE, progress, not_kept)
     count = len(mirrorings)
     return [found[start : start + count] for start in range(0, len(found), count)]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lorabake
+from lorabake.base.cards import find
 from lorabake.formats.kohya import write_lora
 from lorabake.formats.metadata import TrainingFacts, training_metadata
+from lorabake.optimizers.schedules import ScheduleCard, ScheduleSettings
 from lorabake.recipe import Checked
 from lorabake.train.loop import Bake
 
@@ -36,9 +38,8 @@ def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int) -> P
 def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
     recipe, facts, dataset = checked.recipe, checked.facts, checked.dataset
     train, captions, buckets = recipe.train, recipe.data.captions, recipe.data.buckets
-    adapter, objective, schedule = (
-        choice.settings.model_dump() for choice in (recipe.adapter, recipe.objective, recipe.schedule)
-    )
+    schedule = cast(ScheduleCard, find("schedule", recipe.schedule.name))
+    warmup = cast(ScheduleSettings, recipe.schedule.settings).warmup
     epochs = -(-bake.total_steps // bake.steps_per_epoch)
     return TrainingFacts(
         output_name=recipe.output.name or "lora",
@@ -50,10 +51,6 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         prediction_type=facts.prediction,
         sd_model_name=facts.name,
         network_module=bake.graft.card.network_module,
-        network_dim=adapter.get("rank"),
-        network_alpha=adapter.get("alpha") or adapter.get("rank"),
-        network_dropout=adapter.get("dropout") or None,
-        network_args=_network_args(adapter),
         num_train_images=dataset.entries,
         num_batches_per_epoch=bake.steps_per_epoch * train.gradient_accumulation,
         dataset_dirs=_folders(checked),
@@ -83,24 +80,14 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         unet_lr=recipe.rates.lr,
         text_encoder_lr=recipe.rates.text_encoder_lr,
         optimizer=f"{type(bake.optimizer).__module__}.{type(bake.optimizer).__name__}({_arguments(recipe.optimizer.settings.model_dump())})",
-        lr_scheduler=recipe.schedule.name.replace("-", "_").replace("cosine_restarts", "cosine_with_restarts"),
-        lr_warmup_steps=round(schedule["warmup"] * bake.total_steps),
+        lr_scheduler=schedule.kohya_name or schedule.name,
+        lr_warmup_steps=round(warmup * bake.total_steps),
         max_grad_norm=train.max_grad_norm,
         mixed_precision="bf16" if train.precision == "bf16" else "no",
         seed=train.seed,
-        min_snr_gamma=objective["min_snr_gamma"] if objective["weighting"] == "min-snr" else None,
-        loss_type=objective["loss"],
+        **recipe.adapter.settings.metadata(),
+        **recipe.objective.settings.metadata(),
     )
-
-
-def _network_args(adapter: Mapping[str, Any]) -> dict[str, Any]:
-    named = {
-        "conv_dim": "conv_rank",
-        "conv_alpha": "conv_alpha",
-        "rank_dropout": "rank_dropout",
-        "module_dropout": "module_dropout",
-    }
-    return {name: adapter[field] for name, field in named.items() if adapter.get(field)}
 
 
 def _arguments(settings: Mapping[str, Any]) -> str:

@@ -50,6 +50,7 @@ def cached_latents(
     model: Model,
     folder: Path | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    not_kept: Callable[[str], None] = lambda reason: None,
 ) -> list[Tensor]:
     """The latent of each view, float32 on the CPU, encoding only what the cache does not hold.
 
@@ -57,13 +58,15 @@ def cached_latents(
         views: what to encode.
         model: whose VAE encodes.
         folder: where the cache is kept; None keeps it in memory only.
+        not_kept: told once why the cache cannot be written; the work goes on without it.
         progress: told (done, total) of those that have to be encoded; an error it raises ends the work, keeping what is done.
 
     Raises:
         UserError: a latent is not finite; the message names the picture.
     """
     space = model.latent_space
-    keys = [view.key(f"{space} {model.dtype} {model.device.type}") for view in views]
+    threads = torch.get_num_threads()  # sums in another order may differ in the last bit
+    keys = [view.key(f"{space} {model.dtype} {model.device.type} {threads}") for view in views]
     home = folder / space[:16] if folder else None
     found = _read_packs(home, set(keys)) if home else {}
     missing = list({key: view for key, view in zip(keys, views, strict=True) if key not in found}.items())
@@ -74,8 +77,8 @@ def cached_latents(
                 fresh[key] = _encode(view, key, model)
                 progress(start + len(fresh), len(missing))
         finally:
-            if home and fresh:
-                _write_pack(home, fresh)
+            if home and fresh and not _write_pack(home, fresh, not_kept):
+                home = None
         found.update(_gathered(fresh))
     return [found[key] for key in keys]
 
@@ -107,10 +110,16 @@ def _gathered(latents: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: row for shape, keys in by_shape.items() for key, row in zip(keys, blocks[shape], strict=True)}
 
 
-def _write_pack(folder: Path, latents: dict[str, Tensor]) -> None:
+def _write_pack(folder: Path, latents: dict[str, Tensor], not_kept: Callable[[str], None]) -> bool:
+    """Whether it was written: a dataset may lie where nobody may write, and is no less good for that."""
     data = save({key: tensor.contiguous() for key, tensor in latents.items()})
-    with exclusive(folder / ".lock", wait=True):  # two runs on one dataset write the same packs
-        write_atomic(folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", data)
+    try:
+        with exclusive(folder / ".lock", wait=True):  # two runs on one dataset write the same packs
+            write_atomic(folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", data)
+    except UserError as error:
+        not_kept(str(error))
+        return False
+    return True
 
 
 def _read_packs(folder: Path, wanted: set[str]) -> dict[str, Tensor]:

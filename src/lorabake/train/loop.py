@@ -17,11 +17,11 @@ from lorabake.base.streams import random_stream, stream_seed, torch_stream
 from lorabake.dataset.caption import caption_for_step
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.order import Batch, epoch_batches
-from lorabake.objectives.diffusion import Diffusion
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import Model
+from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Recipe
 from lorabake.train.text import TextSource
@@ -34,7 +34,7 @@ class Bake:
     recipe: Recipe
     model: Model
     graft: Graft
-    objective: Diffusion
+    objective: Objective
     text: TextSource
     groups: Sequence[FlatGroup]
     base_rates: Sequence[float]
@@ -56,14 +56,14 @@ class Step:
     images: int
 
 
-def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[int, bool], bool]) -> int:
+def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[int], bool]) -> int:
     """Train from optimizer step ``first_step`` to the end.
 
     Args:
         bake: what to train.
         first_step: steps already done.
         events: told of every step.
-        after_step: called with (steps done, whether an epoch just ended); returning True ends the run early.
+        after_step: called with the steps done; returning True ends the run early.
 
     Returns:
         Steps done.
@@ -89,7 +89,7 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
                 images=done.images,
                 lr=rates,
             )
-            if after_step(step, step % per_epoch == 0) or step == bake.total_steps:
+            if after_step(step) or step == bake.total_steps:
                 return step
     return step
 

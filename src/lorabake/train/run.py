@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import lorabake
-from lorabake.base.errors import LorabakeError, NotFinite, UserError
+from lorabake.base.errors import LorabakeError, NotFinite, RunStopped, UserError
 from lorabake.base.events import EventLog, Events
 from lorabake.base.files import write_atomic, write_json
 from lorabake.base.lock import exclusive
@@ -30,8 +30,8 @@ from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
 from lorabake.train.loop import Bake, run_loop
 from lorabake.train.state import Progress, load_state, save_state
 
-_PLACES = ("data.folder", "model.base")
-"""Settings that may change between sittings: folders may be moved. What is in them is in the lock."""
+_FREE = ("data.folder", "model.base", "save.", "sample.", "output.")
+"""Settings that may change between sittings, because no weight depends on them. Folders may be moved: what is in them is in the lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
 
     Raises:
         UserError: the folder belongs to another run or process, or cannot be written.
+        RunStopped: a file could not be written on the way (a full disk, say); what was saved before is intact.
         NotFinite: training blew up; checkpoints and state from before are intact.
     """
     started = time.monotonic()
@@ -76,11 +77,14 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
             return Outcome(run, last["steps"], last["steps"], time.monotonic() - started)
         bake = prepare(checked, events, stop)
         check_prompts(bake.model, prompts)
-        if not run.exists():  # only now: what cannot be prepared must not stand in the way of the next try
-            write_atomic(run.recipe, to_toml(checked.recipe).encode())
-            write_json(run.manifest, {"recipe": checked.recipe.to_dict(), "lock": lock})
+        _write_run(run, checked, lock)  # only now: what cannot be prepared must not stand in the way of the next try
         progress = load_state(run.state, bake.groups, bake.optimizer) or Progress(0, 0)
-        steps = _Session(checked, bake, run, events, stop, prompts).go_on(progress)
+        try:
+            steps = _Session(checked, bake, run, events, stop, prompts).go_on(progress)
+        except UserError as error:
+            raise RunStopped(
+                f"{error} What was saved before is intact: once this is mended, the same command continues."
+            ) from error
     return Outcome(run, steps, bake.total_steps, time.monotonic() - started)
 
 
@@ -116,7 +120,8 @@ class _Session:
         self._saves_every = checked.recipe.save.every.steps(bake.steps_per_epoch)
         self._state_due = 0.0
         self._listeners = events
-        self._log = Events(EventLog(run.events), lambda event: events.emit(**event))
+        self._file = EventLog(run.events)
+        self._log = Events(self._file, lambda event: events.emit(**event))
 
     def go_on(self, progress: Progress) -> int:
         """Train to the end; returns the steps done."""
@@ -140,7 +145,7 @@ class _Session:
             self._listeners.emit("stopped", step=steps, total_steps=bake.total_steps, folder=str(run.folder))
         return steps
 
-    def _after_step(self, step: int, epoch_ended: bool) -> bool:
+    def _after_step(self, step: int) -> bool:
         bake, last = self._bake, step == self._bake.total_steps
         saved = last or step % self._saves_every == 0
         if saved:
@@ -149,8 +154,7 @@ class _Session:
             self._draw_samples(step)
         stop = not last and self._stop()
         if saved or stop or time.monotonic() >= self._state_due:
-            log_size = self._run.events.stat().st_size
-            save_state(self._run.state, Progress(step, log_size), bake.groups, bake.optimizer)
+            save_state(self._run.state, Progress(step, self._file.sync()), bake.groups, bake.optimizer)
             self._state_due = time.monotonic() + self._checked.recipe.save.state_every
         return stop
 
@@ -176,27 +180,68 @@ class _Session:
         return checkpoint_name(self._checked.recipe.output.name or "lora", self._bake, step)
 
 
+def _pictures(checked: Checked) -> dict[str, str]:
+    """A fingerprint of every picture with its caption and repeats, by name."""
+    return {
+        sample.name: hashlib.sha256(repr((sample.sha256, sample.caption, sample.repeats)).encode()).hexdigest()[:32]
+        for sample in checked.dataset.samples
+    }
+
+
 def _lock(checked: Checked) -> dict[str, str]:
     """What must be the same for a run to continue to the same bytes."""
-    pictures = [(sample.name, sample.sha256, sample.caption, sample.repeats) for sample in checked.dataset.samples]
     return {
         "lorabake": lorabake.__version__,
         "torch": torch.__version__,
         "machine": f"{platform.system()} {platform.machine()}",
-        "dataset": hashlib.sha256(repr(pictures).encode()).hexdigest(),
+        "dataset": hashlib.sha256(repr(_pictures(checked)).encode()).hexdigest(),
         "base": checked.facts.digest,
     }
+
+
+def _write_run(run: Run, checked: Checked, lock: dict[str, str]) -> None:
+    """Recipe, pictures and lock; the lock last, because a run exists once it is there. Written anew where something changed."""
+    manifest = {"recipe": checked.recipe.to_dict(), "lock": lock}
+    if run.exists() and run.read_manifest() == manifest:
+        return
+    write_atomic(run.recipe, to_toml(checked.recipe).encode())
+    write_json(run.pictures, _pictures(checked))
+    write_json(run.manifest, manifest)
 
 
 def _same_run(run: Run, checked: Checked, lock: dict[str, str]) -> None:
     known: dict[str, Any] = run.read_manifest()
     changed: Sequence[tuple[str, Any, Any]] = [
-        *(difference for difference in checked.recipe.differences(known["recipe"]) if difference[0] not in _PLACES),
+        *(
+            difference
+            for difference in checked.recipe.differences(known["recipe"])
+            if not difference[0].startswith(_FREE)
+        ),
         *((name, value, known["lock"].get(name)) for name, value in lock.items() if value != known["lock"].get(name)),
     ]
     if changed:
-        lines = "\n".join(f"  {name}: {theirs} there, {ours} now" for name, ours, theirs in changed)
+        lines = "\n".join(
+            f"  {name}: {_what_changed(run, checked, name, ours, theirs)}" for name, ours, theirs in changed
+        )
         raise UserError(
             f"{run.folder} holds another run, which cannot be continued with this:\n{lines}\n"
             "Give another folder with --into, or the recipe it was started with."
         )
+
+
+def _what_changed(run: Run, checked: Checked, name: str, ours: Any, theirs: Any) -> str:
+    """Two values; for the dataset the pictures instead of its hashes."""
+    if name != "dataset":
+        return f"{theirs} there, {ours} now"
+    then, now = run.read_pictures(), _pictures(checked)
+    groups = {
+        "new": sorted(now.keys() - then.keys()),
+        "gone": sorted(then.keys() - now.keys()),
+        "changed": sorted(picture for picture in now.keys() & then.keys() if now[picture] != then[picture]),
+    }
+    told = [
+        f"{what} {', '.join(names[:5])}{f' and {len(names) - 5} more' * (len(names) > 5)}"
+        for what, names in groups.items()
+        if names
+    ]
+    return "; ".join(told) or "the order of its pictures differs"
