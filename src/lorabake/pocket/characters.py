@@ -120,7 +120,7 @@ def stripes(colour: Rgb) -> Extra:
         start = 50.5 + figure.drop
 
         def striped(x: _Coordinates, y: _Coordinates) -> npt.NDArray[np.bool_]:
-            return (y - start) % 8.0 < 4.0
+            return (y - start) % 12.0 < 6.0
 
         canvas.retouch(Part.TOP, striped, (figure.cloth, colour), part)
 
@@ -134,9 +134,9 @@ def dots(colour: Rgb) -> Extra:
         left, top = CENTRE_X, 52.0 + figure.drop
 
         def dotted(x: _Coordinates, y: _Coordinates) -> npt.NDArray[np.bool_]:
-            row = np.floor((y - top) / 6.5)
-            column = (x - left + 3.25 * (row % 2)) % 6.5 - 3.25
-            return column**2 + ((y - top) % 6.5 - 3.25) ** 2 < 2.1**2
+            row = np.floor((y - top) / 7.6)
+            column = (x - left + 3.8 * (row % 2)) % 7.6 - 3.8
+            return column**2 + ((y - top) % 7.6 - 3.8) ** 2 < 2.7**2
 
         canvas.retouch(Part.TOP, dotted, (figure.cloth, colour), part)
 
@@ -193,7 +193,7 @@ def _cheek_marks(colour: Rgb) -> Extra:
         x, y = figure.head
         for side in (-1,) if figure.side else (-1, 1):
             left = x - 2.0 if figure.side else x + side * 12.0
-            canvas.polygon([(left - 3, y + 9), (left + 3, y + 9), (left, y + 14.5)], colour, part, line=False)
+            canvas.polygon([(left - 4, y + 8), (left + 4, y + 8), (left, y + 15)], colour, part, line=False)
 
     return Extra("cheek marks", "face", paint, pixels=6)
 

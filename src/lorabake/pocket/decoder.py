@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lorabake.base.errors import UserError
 from lorabake.families.sd.vae import AutoencoderKL
+from lorabake.pocket.precision import autocast
 
 BATCH = 12
 REPORT_EVERY = 100
@@ -194,7 +195,7 @@ def _reconstruction(vae: AutoencoderKL, images_BCHW: Tensor, generator: torch.Ge
         torch.rand((len(images_BCHW), 1, 1, 1), generator=generator) * _MOST_LATENT_NOISE / vae.config.scaling_factor
     )
     latents_BCHW = latents_BCHW + amount_B111 * torch.randn(latents_BCHW.shape, generator=generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         decoded_BCHW = vae.decode(latents_BCHW)
     decoded_BCHW = decoded_BCHW.float()
     error = F.l1_loss(decoded_BCHW, images_BCHW)

@@ -24,6 +24,7 @@ from lorabake.pocket.judge.attributes import Judge
 from lorabake.pocket.judge.network import FeatureNet, to_input
 from lorabake.pocket.judge.training import augment, learning_rate, rendered
 from lorabake.pocket.judge.weights import SHIPPED, load_network, read_about, save_network
+from lorabake.pocket.precision import autocast
 from lorabake.pocket.world import Drawing, Spec, draw, sample
 
 BATCH = 64
@@ -159,7 +160,7 @@ def train_detectors(
     try:
         for step, (pictures, answers_BF) in enumerate(rendered(_Batches(characters, steps, seed))):
             optimizer.param_groups[0]["lr"] = learning_rate(step, steps)
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 logits_BF = network(augment(to_input(pictures.numpy()), generator))
             optimizer.zero_grad()
             _answer_loss(logits_BF.float(), answers_BF).backward()

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lorabake.pocket.judge.attributes import Accuracy, Judge
 from lorabake.pocket.judge.network import AttributeNet, to_input
+from lorabake.pocket.precision import autocast
 from lorabake.pocket.world import Spec, axes, draw, label_row, sample
 
 BATCH = 64
@@ -63,7 +64,6 @@ def augment(pictures_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     grain = torch.randn(changed.shape, generator=generator)
     coarse = nn.functional.interpolate(grain[..., ::4, ::4], scale_factor=4.0, mode="bilinear")
     changed = changed + grain * uniform(0, 0.08, 1, 1, 1) + coarse * uniform(0, 0.1, 1, 1, 1)
-    # Shifts by whole blocks of pixel art, which would otherwise stop being blocks.
     down, right = (2 * torch.randint(-1, 2, (2,), generator=generator)).tolist()
     padded = nn.functional.pad(changed, (2, 2, 2, 2), mode="replicate")
     changed = padded[..., 2 + down : 66 + down, 2 + right : 66 + right]
@@ -104,7 +104,7 @@ def train_judge(
         for step, (pictures, labels_BA) in enumerate(rendered(_Batches(steps, seed))):
             optimizer.param_groups[0]["lr"] = learning_rate(step, steps)
             inputs = augment(to_input(pictures.numpy()), generator).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 logits = network(inputs)
             loss = axes_loss(logits, labels_BA)
             optimizer.zero_grad()

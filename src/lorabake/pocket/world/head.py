@@ -85,7 +85,7 @@ def _ponytail_back(canvas: Canvas, figure: Figure) -> None:
         canvas.limb([(x - 3, y - 8), (x + 3, y - 8)], (235, 80, 110), Part.HAIR_TELL, 3.0)
         return
     canvas.limb(
-        [(x + 12, y - 15), (x + 24, y - 12), (x + 26.5, y + fall)], shade(figure.hair, 0.9), Part.HAIR_TELL, 9.0
+        [(x + 12, y - 15), (x + 24, y - 12), (x + 26.5, y + fall)], shade(figure.hair, 0.9), Part.HAIR_TELL, 10.5
     )
 
 
@@ -188,21 +188,26 @@ def eye_centres(figure: Figure) -> list[Point]:
 
 
 def draw_face(canvas: Canvas, figure: Figure) -> None:
-    """Eyes, cheeks and mouth."""
+    """Cheeks, eyes and mouth."""
     expression = figure.spec.expression
     for x, y in eye_centres(figure):
         outward = -1 if x < CENTRE_X else 1
-        cheek = mix(figure.skin, (250, 110, 110), 0.34)
-        canvas.ellipse(
-            x + outward * (3.2 if not figure.side else -5.0), y + 7.0, 2.6, 1.4, cheek, Part.SKIN, line=False
-        )
+        _draw_cheek(canvas, figure, x + outward * (2.6 if not figure.side else -5.0), y + 7.4)
         if expression == "closed eyes":
-            canvas.arc(x, y - 1.6, (4.6, 4.6), (15, 165), LASH, Part.EXPRESSION, 2.0)
+            canvas.arc(x, y - 1.6, (4.6, 4.6), (15, 165), LASH, Part.EXPRESSION, 2.2)
         else:
             _draw_open_eye(canvas, figure, x, y)
     x, y = figure.head
-    mouth: Point = (x - 8.0, y + 11.6) if figure.side else (x, y + 11.0)
-    _draw_mouth(canvas, expression, mouth, LIP if figure.spec.skin == "light" else DARK_LIP)
+    mouth: Point = (x - 8.0, y + 11.2) if figure.side else (x, y + 11.0)
+    _draw_mouth(canvas, figure, mouth, LIP if figure.spec.skin == "light" else DARK_LIP)
+
+
+def _draw_cheek(canvas: Canvas, figure: Figure, x: float, y: float) -> None:
+    """A smile glows: at a few pixels, colour tells more than the bend of a line."""
+    if figure.spec.expression == "smile":
+        canvas.ellipse(x, y, 3.8, 2.5, mix(figure.skin, (255, 84, 104), 0.66), Part.EXPRESSION, line=False)
+    elif figure.spec.expression == "closed eyes":
+        canvas.ellipse(x, y, 2.6, 1.4, mix(figure.skin, (250, 110, 110), 0.34), Part.SKIN, line=False)
 
 
 def _draw_open_eye(canvas: Canvas, figure: Figure, x: float, y: float) -> None:
@@ -211,24 +216,31 @@ def _draw_open_eye(canvas: Canvas, figure: Figure, x: float, y: float) -> None:
     canvas.ellipse(x, y + 0.7, (EYE_RX - 0.8) * narrow, EYE_RY - 1.1, figure.eyes, Part.IRIS, line=False)
     canvas.ellipse(x, y + 0.4, 1.4 * narrow, 2.1, (24, 20, 30), Part.EYE, line=False)
     canvas.ellipse(x - 1.5, y - 2.5, 1.5, 1.5, WHITE, Part.EYE, line=False)
-    if figure.spec.expression == "frown":
-        outward = -1 if x < CENTRE_X else 1
-        inner: Point = (x - outward * 3.2, y - 4.6) if not figure.side else (x - 3.6, y - 4.6)
-        outer: Point = (x + outward * 4.2, y - 8.0) if not figure.side else (x + 3.6, y - 8.0)
-        canvas.limb([inner, outer], LASH, Part.EXPRESSION, 1.9, line=False)
 
 
-def _draw_mouth(canvas: Canvas, expression: str, mouth: Point, lip: Rgb) -> None:
-    x, y = mouth
+def draw_brows(canvas: Canvas, figure: Figure) -> None:
+    """The knitted brows of a frown. They show through the hair, as cartoons draw them."""
+    if figure.spec.expression != "frown":
+        return
+    for x, y in eye_centres(figure):
+        outward = -1 if x < CENTRE_X and not figure.side else 1
+        slant: list[Point] = [(x - outward * 5.2, y - 2.4), (x + outward * 5.2, y - 7.6)]
+        canvas.limb(slant, figure.skin, Part.SKIN, 5.4, line=False)
+        canvas.limb(slant, LASH, Part.EXPRESSION, 3.0, line=False)
+
+
+def _draw_mouth(canvas: Canvas, figure: Figure, mouth: Point, lip: Rgb) -> None:
+    (x, y), expression = mouth, figure.spec.expression
+    narrow = 0.8 if figure.side else 1.0
     if expression == "open mouth":
-        canvas.ellipse(x, y + 0.4, 3.6, 3.4, lip, Part.EXPRESSION, line=False)
-        canvas.ellipse(x, y + 2.0, 2.2, 1.5, (236, 112, 118), Part.EXPRESSION, line=False)
+        canvas.ellipse(x, y + 0.2, 5.2 * narrow, 4.4, lip, Part.EXPRESSION, line=False)
+        canvas.ellipse(x, y + 2.2, 3.4 * narrow, 1.9, (236, 112, 118), Part.EXPRESSION, line=False)
     elif expression == "frown":
-        canvas.arc(x, y + 3.4, (4.4, 4.0), (205, 335), lip, Part.EXPRESSION, 1.8)
+        canvas.arc(x, y + 4.0, (5.0 * narrow, 4.6), (205, 335), lip, Part.EXPRESSION, 2.2)
     else:
         # With closed eyes it is the eyes that tell the expression, so that mouth counts for nothing.
         part = Part.SKIN if expression == "closed eyes" else Part.EXPRESSION
-        canvas.arc(x, y - 2.4, (4.8, 4.4), (22, 158), lip, part, 1.8)
+        canvas.arc(x, y - 2.6, (5.2 * narrow, 4.8), (22, 158), lip, part, 2.0)
 
 
 def draw_glasses(canvas: Canvas, figure: Figure) -> None:

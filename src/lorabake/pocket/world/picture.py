@@ -15,7 +15,7 @@ from lorabake.pocket.world.accessories import HEADGEAR, draw_object, draw_scarf
 from lorabake.pocket.world.canvas import PIXELS_OF_REFERENCE, Canvas, Part
 from lorabake.pocket.world.figure import SEATED_DROP, Figure
 from lorabake.pocket.world.garments import draw_arm, draw_hand, draw_legs, draw_outfit
-from lorabake.pocket.world.head import draw_back_hair, draw_face, draw_front_hair, draw_glasses, draw_skull
+from lorabake.pocket.world.head import draw_back_hair, draw_brows, draw_face, draw_front_hair, draw_glasses, draw_skull
 from lorabake.pocket.world.scenery import draw_background
 from lorabake.pocket.world.spec import Spec, axes
 from lorabake.pocket.world.styles import STYLES
@@ -64,7 +64,7 @@ def draw(spec: Spec, rng_seed: int, size: int = 64) -> Drawing:
     image = style.finish(canvas.image.convert("RGB"), size)
     told = tellable(spec, areas, _colourful_area(image))
     features = {
-        extra.feature: True if areas[Part.EXTRA + index] >= extra.pixels * style.coarseness else None
+        extra.feature: True if areas[Part.EXTRA + index] >= extra.pixels else None
         for index, extra in enumerate(spec.extras)
     }
     labels = {
@@ -139,6 +139,7 @@ def _draw_figure(canvas: Canvas, figure: Figure) -> None:
         draw_face(canvas, figure)
         extras("face")
         draw_front_hair(canvas, figure)
+        draw_brows(canvas, figure)
         draw_glasses(canvas, figure)
     extras("hair")
     if headgear.front:

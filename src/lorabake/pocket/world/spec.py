@@ -33,7 +33,7 @@ axes: dict[str, tuple[str, ...]] = {
     "view": ("front", "from side", "from behind"),
     "framing": ("full body", "upper body", "portrait"),
     "background": ("white background", "sky", "forest", "indoors", "night", "beach"),
-    "style": ("flat color", "outline", "pixel art", "monochrome", "pastel color"),
+    "style": ("flat color", "outline", "sepia", "monochrome", "pastel color"),
 }
 """Every axis with its values, in a fixed order. All of them can be named by tags and are scored by the judge."""
 
@@ -46,7 +46,7 @@ _WEIGHTS: dict[str, tuple[float, ...]] = {
     "view": (6, 2, 1.3),
     "framing": (4, 3, 3),
     "background": (3, 1.2, 1.2, 1.2, 1.2, 1.2),
-    "style": (4, 3, 1.5, 1.2, 1.5),
+    "style": (4, 3, 1.2, 1.2, 1.5),
     "expression": (3, 2, 2, 1.5),
 }
 """How often each value is drawn, in the order of the axis; axes left out are uniform."""

@@ -12,10 +12,10 @@ from lorabake.pocket.world.canvas import Ink
 from lorabake.pocket.world.palette import INK, WHITE, Rgb
 from lorabake.pocket.world.spec import allow, axes
 
-CELLS = 32
-"""Pixel art has this many blocks a side."""
 HARD_INK = Ink(1.5, INK)
 SOFT_INK = Ink(0.8)
+_SEPIA: tuple[Rgb, Rgb, Rgb] = ((52, 30, 14), (176, 126, 74), (255, 240, 206))
+"""Dark, middle and bright."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,11 @@ class Style:
     ink: Ink
     finish: Callable[[Image.Image, int], Image.Image]
     shows_colour: bool = True
-    coarseness: float = 1.0
-    """How much more area a part needs to be told than in a picture at full resolution."""
 
 
 def shrink(image: Image.Image, size: int) -> Image.Image:
     """Average the supersampled picture down to `size` x `size`."""
     return image.reduce(image.width // size)
-
-
-def _pixel_art(image: Image.Image, size: int) -> Image.Image:
-    cells = np.asarray(image.reduce(image.width // CELLS)).astype(np.int16)
-    levels = np.clip((cells + 12) // 24 * 24, 0, 255).astype(np.uint8)
-    return Image.fromarray(levels).resize((size, size), Image.Resampling.NEAREST)
 
 
 def _monochrome(image: Image.Image, size: int) -> Image.Image:
@@ -48,6 +40,12 @@ def _monochrome(image: Image.Image, size: int) -> Image.Image:
 def _pastel(image: Image.Image, size: int) -> Image.Image:
     small = shrink(image, size)
     return Image.blend(small, Image.new("RGB", small.size, WHITE), 0.38)
+
+
+def _sepia(image: Image.Image, size: int) -> Image.Image:
+    grey = np.asarray(shrink(image, size).convert("L"), np.float32) / 255
+    tones = [np.interp(grey, (0.0, 0.5, 1.0), channel) for channel in zip(*_SEPIA, strict=True)]
+    return Image.fromarray(np.stack(tones, -1).round().astype(np.uint8))
 
 
 def duotone(dark: Rgb, middle: Rgb, bright: Rgb, share: float) -> Callable[[Image.Image, int], Image.Image]:
@@ -69,7 +67,7 @@ STYLES: dict[str, Style] = {
     for style in (
         Style("flat color", SOFT_INK, shrink),
         Style("outline", HARD_INK, shrink),
-        Style("pixel art", SOFT_INK, _pixel_art, coarseness=2.5),
+        Style("sepia", HARD_INK, _sepia, shows_colour=False),
         Style("monochrome", HARD_INK, _monochrome, shows_colour=False),
         Style("pastel color", SOFT_INK, _pastel),
     )

@@ -44,7 +44,7 @@ def tellable(spec: Spec, seen: npt.NDArray[np.float64], colourful: float) -> fro
         colourful: area of the finished picture that is not grey.
     """
     style = STYLES[spec.style]
-    needed = _Areas(seen, style.coarseness)
+    needed = _Areas(seen)
     told = {"view", "framing"}
     if colourful >= 40 or not style.shows_colour:
         told.add("style")
@@ -59,16 +59,13 @@ def tellable(spec: Spec, seen: npt.NDArray[np.float64], colourful: float) -> fro
 
 
 class _Areas:
-    """Asks whether the visible area of some parts is enough in a style."""
+    """Asks whether the visible area of some parts is enough."""
 
-    def __init__(self, seen: npt.NDArray[np.float64], coarseness: float) -> None:
+    def __init__(self, seen: npt.NDArray[np.float64]) -> None:
         self._seen = seen
-        self._coarseness = coarseness
 
     def __call__(self, area: float, *parts: Part) -> bool:
-        # Coarse styles lose small parts; large ones are as easy to see as ever.
-        factor = self._coarseness if area < 30 else 1.0
-        return sum(self._seen[part] for part in parts) >= area * factor
+        return sum(self._seen[part] for part in parts) >= area
 
 
 def _told_about_head(spec: Spec, needed: _Areas) -> set[str]:
