@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
+SECONDS_BETWEEN_LINES = 30.0
+"""How often progress is told where it cannot be shown as a moving line."""
+
+
 def show_json(value: Any) -> None:
     """One JSON document on standard output."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
@@ -68,6 +72,8 @@ class TrainingProgress:
         self._total = 0
         self._seen: list[tuple[float, int]] = []
         self._loss = 0.0
+        self._told = self._began = time.monotonic()
+        self._began_at = 0
 
     def __enter__(self) -> TrainingProgress:
         self._progress.start()
@@ -121,11 +127,23 @@ class TrainingProgress:
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(description, total=total, completed=done, facts="")
+        self._began, self._began_at = time.monotonic(), done
         return self._task
 
     def _show(self, description: str, done: int, total: int, facts: str = "") -> None:
         task = self._restart(description, done, total) if self._task is None else self._task
         self._progress.update(task, description=description, completed=done, total=total, facts=facts)
+        if not self.console.is_terminal:
+            self._tell_log(f"{description}: {done} of {total}  {facts}".rstrip(), done, total)
+
+    def _tell_log(self, text: str, done: int, total: int) -> None:
+        """Where nothing can move (a file, a service's log): a line now and then."""
+        now = time.monotonic()
+        if now - self._told < SECONDS_BETWEEN_LINES:
+            return
+        self._told = now
+        left = (total - done) * (now - self._began) / max(1, done - self._began_at)
+        self.say(f"{text}  {left / 60:.0f} min left")
 
 
 @contextlib.contextmanager
