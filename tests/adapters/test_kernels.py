@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorabake.adapters._kernels import low_rank_linear
+from lorabake.adapters._kernels import low_rank_linear, merged, merging_pays
 
 SHAPES = [(7, 5), (2, 3, 5), (2, 1, 4, 5), (5,)]
 CASES = list(itertools.product(SHAPES, [True, False], [0.0, 0.75, -2.0]))
@@ -111,3 +111,30 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
     )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3, 3), (6, 5, 1, 1)])
+def test_the_merged_weight_and_its_gradients(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64)
+    down = torch.randn(3, *shape[1:], generator=generator, dtype=torch.float64, requires_grad=True)
+    up = torch.randn(6, 3, *(1 for _ in shape[2:]), generator=generator, dtype=torch.float64, requires_grad=True)
+    expected = weight + 0.75 * torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).view(shape)
+    torch.testing.assert_close(merged(weight, down, up, 0.75), expected, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda a, b: merged(weight, a, b, 0.75), (down, up))
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "rank", "learning", "merges"),
+    [
+        (1280, 32, 32, 16, True, True),  # narrow: 1280·32·32 + 3·16·32·32 against 3·1280·16·64
+        (1280, 320, 320, 16, True, False),  # a full-size model, usual rank
+        (4096, 320, 320, 128, True, True),  # the same with a rank as people publish
+        (4096, 320, 320, 16, False, True),  # drawing: merging costs next to nothing
+        (1, 320, 1280, 16, False, False),  # a single row: beside is cheaper even then
+    ],
+)
+def test_the_cheaper_way_is_taken(
+    rows: int, inputs: int, outputs: int, rank: int, learning: bool, merges: bool
+) -> None:
+    assert merging_pays(rows, inputs, outputs, rank, learning) == merges

@@ -124,6 +124,11 @@ class Lora:
         if training and settings.module_dropout and torch.rand(()) < settings.module_dropout:
             return base(x)
         drops = training and (settings.dropout or settings.rank_dropout)
+        if not drops and _merges(base, x, up.shape[1]):
+            weight = kernels.merged(base.weight, down, up, scale)  # pyright: ignore[reportArgumentType]
+            if isinstance(base, nn.Linear):
+                return F.linear(x, weight, base.bias)
+            return base._conv_forward(x, weight, base.bias)  # pyright: ignore
         if isinstance(base, nn.Linear) and not drops:
             return kernels.low_rank_linear(x, base.weight, base.bias, down, up, scale)
         origin: Any = getattr(base, "origin", base)  # below other adapters, if there are any
@@ -153,6 +158,17 @@ class Lora:
         alpha = float(weights["alpha"]) if "alpha" in weights else float(rank)
         # Files may hold more than we would train: a rank above the limit, an alpha of 0.
         return LoraSettings.model_construct(rank=rank, alpha=alpha, conv_rank=rank, conv_alpha=alpha)
+
+
+def _merges(base: nn.Module, x: Tensor, rank: int) -> bool:
+    """Whether the change is better added to the weight. Never in half precision, where small changes would be rounded away."""
+    if not isinstance(base, nn.Linear | nn.Conv2d) or base.weight.dtype != torch.float32 or x.dtype != torch.float32:
+        return False
+    inputs, outputs = base.weight[0].numel(), base.weight.shape[0]
+    if isinstance(base, nn.Linear):
+        return kernels.merging_pays(x.numel() // inputs, inputs, outputs, rank, torch.is_grad_enabled())
+    cells = x.shape[0] * x.shape[2] * x.shape[3] // (base.stride[0] * base.stride[1])
+    return base.groups == 1 and kernels.merging_pays(cells, inputs, outputs, rank, torch.is_grad_enabled())
 
 
 def _drop(thin: Tensor, settings: LoraSettings, channels_last: bool) -> Tensor:
