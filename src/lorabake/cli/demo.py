@@ -36,8 +36,12 @@ name = "lora"
 rank = 16
 conv_rank = 16         # convolutions too: shapes and patterns live there
 
+[objective]
+min_timestep = 250     # where colours and shapes are decided; finer detail is left to the base
+max_timestep = 900
+
 [optimizer]
-lr = 2e-3              # the pocket model is narrow; full-size models want about 1e-4
+lr = 5e-3              # the pocket model is narrow; full-size models want about 1e-4
 text_encoder_lr = 2e-3
 betas = [0.9, 0.99]
 
@@ -46,11 +50,11 @@ name = "linear"
 warmup = 0.05
 
 [train]
-length = "64 epochs"
+length = "44 epochs"
 batch_size = 5
 
 [save]
-every = "32 epochs"
+every = "22 epochs"
 
 [output]
 name = "{name}"
