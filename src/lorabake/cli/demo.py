@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from lorabake.pocket.trial import Trial
 
-HELP = "train a small LoRA on the embedded model and look at it (about two minutes)"
+HELP = "train a small LoRA on the embedded model and look at it (two to three minutes)"
 
 _RECIPE = """\
 # The demo's recipe. Change something and run: lorabake train recipe.toml --into another-run
