@@ -145,7 +145,7 @@ HOMES = [
     "d:/Users/ann/",
     "\\\\nas\\ann\\",
     "~/ann/",
-    "/root/ann/",
+    "/srv/ann/",
     "file:///home/ann/",
     "/scratch/ann/x/",
 ]

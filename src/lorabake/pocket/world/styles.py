@@ -42,12 +42,6 @@ def _pastel(image: Image.Image, size: int) -> Image.Image:
     return Image.blend(small, Image.new("RGB", small.size, WHITE), 0.38)
 
 
-def _sepia(image: Image.Image, size: int) -> Image.Image:
-    grey = np.asarray(shrink(image, size).convert("L"), np.float32) / 255
-    tones = [np.interp(grey, (0.0, 0.5, 1.0), channel) for channel in zip(*_SEPIA, strict=True)]
-    return Image.fromarray(np.stack(tones, -1).round().astype(np.uint8))
-
-
 def duotone(dark: Rgb, middle: Rgb, bright: Rgb, share: float) -> Callable[[Image.Image, int], Image.Image]:
     """A finish that pulls every pixel, by its brightness, towards a gradient of three colours."""
     ramp = np.stack(
@@ -67,7 +61,7 @@ STYLES: dict[str, Style] = {
     for style in (
         Style("flat color", SOFT_INK, shrink),
         Style("outline", HARD_INK, shrink),
-        Style("sepia", HARD_INK, _sepia, shows_colour=False),
+        Style("sepia", HARD_INK, duotone(*_SEPIA, share=1.0), shows_colour=False),
         Style("monochrome", HARD_INK, _monochrome, shows_colour=False),
         Style("pastel color", SOFT_INK, _pastel),
     )
