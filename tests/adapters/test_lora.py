@@ -246,7 +246,7 @@ def test_loss_and_gradients_are_those_of_merged_weights_in_diffusers(prediction:
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    latents, noise = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(2))
+    latents, noise = (torch.randn(2, model.facts.latent_channels, 16, 16, generator=generator) for _ in range(2))
     timesteps = torch.tensor([37, 810])
     ids = model.tokenize(["1girl, red hair, smile, beach", "night"])
 

@@ -54,7 +54,7 @@ class Bench:
     def __init__(self) -> None:
         self.model: Model = load_model("pocket")
         generator = torch.Generator().manual_seed(5)
-        self.latents = torch.randn(2, 4, 16, 16, generator=generator)
+        self.latents = torch.randn(2, self.model.facts.latent_channels, 16, 16, generator=generator)
         self.timesteps = torch.tensor([20, 700])
         self.ids = self.model.tokenize(["1girl, red hair, beach", "1boy, night"])
 

@@ -83,7 +83,7 @@ def merged(pipeline: Any, tensors: dict[str, Tensor]) -> tuple[nn.Module, nn.Mod
 def outputs(unet: Any, text_encoder: Any) -> tuple[Tensor, Tensor]:
     ids_BL = torch.arange(77).reshape(1, 77)
     hidden_BLD = text_encoder(ids_BL)[0]
-    latents_BCHW = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    latents_BCHW = torch.randn(1, unet.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(2))
     return hidden_BLD, unet(latents_BCHW, torch.tensor([500]), hidden_BLD).sample
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lorabake.base.errors import UserError
+from lorabake.pocket.architecture import LATENT_CHANNELS
 from lorabake.pocket.autoencoder import analytic_autoencoder, patch_basis, to_patches
 from lorabake.pocket.decoder import psnr, round_trip
 from lorabake.pocket.world import draw, sample
@@ -30,10 +31,10 @@ def test_patches_keep_every_pixel_in_its_place() -> None:
 
 def test_components_are_orthonormal_and_whiten_the_patches(pictures_NHWC: np.ndarray) -> None:
     basis = patch_basis(pictures_NHWC)
-    np.testing.assert_allclose(basis.components_PC.T @ basis.components_PC, np.eye(4), atol=1e-5)
+    np.testing.assert_allclose(basis.components_PC.T @ basis.components_PC, np.eye(LATENT_CHANNELS), atol=1e-5)
     assert (np.diff(basis.deviations_C) < 0).all()
-    latents_MC = basis.encode(pictures_NHWC).permute(0, 2, 3, 1).reshape(-1, 4).numpy()
-    np.testing.assert_allclose(np.cov(latents_MC.T), np.eye(4), atol=0.01)
+    latents_MC = basis.encode(pictures_NHWC).permute(0, 2, 3, 1).reshape(-1, LATENT_CHANNELS).numpy()
+    np.testing.assert_allclose(np.cov(latents_MC.T), np.eye(LATENT_CHANNELS), atol=0.01)
     np.testing.assert_allclose(latents_MC.mean(0), 0, atol=1e-3)
 
 
@@ -55,7 +56,7 @@ def test_other_sizes_are_encoded_patch_by_patch_too(pictures_NHWC: np.ndarray) -
     images = torch.from_numpy(wide).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         latents = vae.encode(images).mean * vae.config.scaling_factor
-    assert latents.shape == (4, 4, 12, 32)
+    assert latents.shape == (4, LATENT_CHANNELS, 12, 32)
     assert (latents - patch_basis(pictures_NHWC).encode(wide)).abs().mean() < 2e-3
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from lorabake.base.errors import UserError
 from lorabake.dataset.folder import open_dataset
+from lorabake.pocket.cast import cast, cast_without
 from lorabake.pocket.dataset import MANIFEST, World, picture_path, render_dataset
-from lorabake.pocket.world import vocabulary
+from lorabake.pocket.world import axes, vocabulary
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -21,7 +22,9 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 def test_a_rendering_is_a_dataset_that_says_what_it_shows(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    rendering = render_dataset(tmp_path / "a", 120, seed=3, workers=1, progress=lambda *done: told.append(done))
+    rendering = render_dataset(
+        tmp_path / "a", 120, seed=3, named=0, workers=1, progress=lambda *done: told.append(done)
+    )
     assert (rendering.pictures, rendering.drawn, told) == (120, 120, [(100, 120), (120, 120)])
     dataset = open_dataset(tmp_path / "a", decode=True)
     assert len(dataset) == 120 and not dataset.dropped and not dataset.warnings
@@ -29,7 +32,7 @@ def test_a_rendering_is_a_dataset_that_says_what_it_shows(tmp_path: Path) -> Non
         sample.size == (64, 64) and sample.repeats == 1 and sample.caption_source == "txt" for sample in dataset.samples
     )
     for index in (0, 57, 119):
-        drawing, caption = World(seed=3).picture(index)
+        drawing, caption = World(seed=3, named=0).picture(index)
         path = picture_path(tmp_path / "a", index)
         np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(drawing.image))
         assert path.with_suffix(".txt").read_text() == caption + "\n"
@@ -40,12 +43,36 @@ def test_a_rendering_is_a_dataset_that_says_what_it_shows(tmp_path: Path) -> Non
 
 def test_captions_are_shuffled_and_some_have_a_made_up_name() -> None:
     known = set(vocabulary())
-    captions = [World(invented_names=0.5).picture(index)[1].split(", ") for index in range(80)]
+    captions = [World(invented_names=0.5, named=0).picture(index)[1].split(", ") for index in range(80)]
     strangers = [[tag for tag in caption if tag not in known] for caption in captions]
     assert all(len(names) <= 1 for names in strangers)
     assert 25 <= sum(map(len, strangers)) <= 55
     assert len({caption.index("1girl") for caption in captions}) > 5
-    assert not any(set(World(invented_names=0).picture(index)[1].split(", ")) - known for index in range(30))
+    assert not any(set(World(invented_names=0, named=0).picture(index)[1].split(", ")) - known for index in range(30))
+
+
+def test_named_people_look_as_they_always_do_and_captions_leave_that_to_the_name() -> None:
+    members = {member.name: member for member in cast()}
+    pruned = 0
+    for index in range(60):
+        drawing, caption = World(named=1, invented_names=0).picture(index)
+        tags = set(caption.split(", "))
+        (name,) = tags & set(members)
+        member = members[name]
+        assert all(getattr(drawing.spec, axis) == value for axis, value in member.fixes.items())
+        visible = set(drawing.tags) & member.own_tags()
+        assert tags - {name} in (set(drawing.tags), set(drawing.tags) - visible - {"1girl"})
+        pruned += not tags & visible and "1girl" not in tags
+    assert 40 <= pruned <= 56
+
+
+def test_what_is_held_out_is_held_out_of_the_cast_too() -> None:
+    held = {"hair_color": {"pink", "red"}}
+    assert all(World(named=1, hold_out=held).picture(i)[0].spec.hair_color not in held["hair_color"] for i in range(40))
+    nobody = {"hair_color": set(axes["hair_color"]) - {"pink"}, "eye_color": set(axes["eye_color"]) - {"blue"}}
+    assert len(cast_without({})) == len(cast()) == len({member.name for member in cast()})
+    assert len(cast_without(nobody)) < 10
+    World(named=1, hold_out=nobody).picture(0)
 
 
 def test_two_processes_write_the_same_bytes_as_one(tmp_path: Path) -> None:

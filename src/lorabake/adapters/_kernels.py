@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -71,3 +71,30 @@ def low_rank_linear(
     rows_NI = x.reshape(-1, x.shape[-1])
     y_NO = _LowRankLinear.apply(rows_NI, weight_OI, bias_O, down_RI.to(x.dtype), up_OR.to(x.dtype), scale)
     return y_NO.view(*x.shape[:-1], weight_OI.shape[0])
+
+
+def low_rank_cells(x_BCHW: Tensor, layer: nn.Conv2d, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """`low_rank_linear` for a 1 x 1 convolution of which `is_pointwise` is true."""
+    cells_BHWC = x_BCHW.movedim(1, -1)
+    y_BHWC = low_rank_linear(cells_BHWC, layer.weight.flatten(1), layer.bias, down.flatten(1), up.flatten(1), scale)
+    return y_BHWC.movedim(-1, 1)
+
+
+def is_pointwise(layer: nn.Module, x_BCHW: Tensor) -> bool:
+    """Whether a layer is a 1 x 1 convolution and its input lies in memory cell by cell: then it is a linear layer of the cells."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == layer.stride == (1, 1)
+        and layer.padding == (0, 0)
+        and layer.groups == 1
+        and x_BCHW.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def with_weight(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    """What a layer gives with another weight of the same shape."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, layer.bias)
+    if is_pointwise(layer, x):
+        return F.linear(x.movedim(1, -1), weight.flatten(1), layer.bias).movedim(-1, 1)
+    return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)

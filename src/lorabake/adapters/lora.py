@@ -126,11 +126,11 @@ class Lora:
         drops = training and (settings.dropout or settings.rank_dropout)
         if not drops and _merges(base, x, up.shape[1]):
             weight = kernels.merged(base.weight, down, up, scale)  # pyright: ignore[reportArgumentType]
-            if isinstance(base, nn.Linear):
-                return F.linear(x, weight, base.bias)
-            return base._conv_forward(x, weight, base.bias)  # pyright: ignore
+            return kernels.with_weight(base, x, weight)  # pyright: ignore[reportArgumentType]
         if isinstance(base, nn.Linear) and not drops:
             return kernels.low_rank_linear(x, base.weight, base.bias, down, up, scale)
+        if not drops and kernels.is_pointwise(base, x):
+            return kernels.low_rank_cells(x, base, down, up, scale)  # pyright: ignore[reportArgumentType]
         origin: Any = getattr(base, "origin", base)  # below other adapters, if there are any
         down, up = down.to(x.dtype), up.to(x.dtype)
         linear = isinstance(origin, nn.Linear)
@@ -168,7 +168,8 @@ def _merges(base: nn.Module, x: Tensor, rank: int) -> bool:
     if isinstance(base, nn.Linear):
         return kernels.merging_pays(x.numel() // inputs, inputs, outputs, rank, torch.is_grad_enabled())
     cells = x.shape[0] * x.shape[2] * x.shape[3] // (base.stride[0] * base.stride[1])
-    return base.groups == 1 and kernels.merging_pays(cells, inputs, outputs, rank, torch.is_grad_enabled())
+    plain = base.groups == 1 and base.padding_mode == "zeros"
+    return plain and kernels.merging_pays(cells, inputs, outputs, rank, torch.is_grad_enabled())
 
 
 def _drop(thin: Tensor, settings: LoraSettings, channels_last: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """Sizes of the pocket model, as the ``config.json`` files of its diffusers folder say them.
 
-Pictures of 64 x 64 pixels, latents of 4 x 16 x 16, captions of 77 tokens from a vocabulary of 2048.
+Pictures of 64 x 64 pixels, latents of 8 x 16 x 16, captions of 77 tokens from a vocabulary of 2048.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from lorabake.families.sd.config import ClipConfig, UNetConfig, VaeConfig
 
 VOCABULARY = 2048
 """Tokens: 512 bytes (inside and at the end of words), merged pieces, and two special ones at the end."""
+LATENT_CHANNELS = 8
+"""Twice SD's: a face of twenty pixels is five latent cells wide, and its eyes must fit into one or two."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 UNET: dict[str, Any] = {
@@ -24,12 +26,12 @@ UNET: dict[str, Any] = {
     "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
     "flip_sin_to_cos": True,
     "freq_shift": 0,
-    "in_channels": 4,
+    "in_channels": LATENT_CHANNELS,
     "layers_per_block": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "norm_eps": 1e-5,
     "norm_num_groups": 16,
-    "out_channels": 4,
+    "out_channels": LATENT_CHANNELS,
     "sample_size": 16,
     "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
     "use_linear_projection": False,
@@ -61,7 +63,7 @@ VAE: dict[str, Any] = {
     "down_block_types": ["DownEncoderBlock2D"] * 3,
     "force_upcast": True,
     "in_channels": 3,
-    "latent_channels": 4,
+    "latent_channels": LATENT_CHANNELS,
     "layers_per_block": 1,
     "norm_num_groups": 4,
     "out_channels": 3,

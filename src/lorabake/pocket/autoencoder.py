@@ -1,6 +1,6 @@
 """The pocket model's autoencoder: an encoder that is computed, not trained, and a decoder that starts as bilinear enlargement.
 
-Latents are the four strongest principal components of the 4 x 4 pixel patches of pictures, each with unit variance. An
+Latents are the eight strongest principal components of the 4 x 4 pixel patches of pictures, each with unit variance. An
 ``AutoencoderKL`` can hold that exactly (up to rounding), although it is full of norms and bends:
 
 * residual branches end in zeros, so that blocks pass on what they get;
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lorabake.base.errors import UserError
 from lorabake.families.sd.blocks import ResnetBlock2D
 from lorabake.families.sd.vae import AutoencoderKL, VaeAttention
-from lorabake.pocket.architecture import vae_config
+from lorabake.pocket.architecture import LATENT_CHANNELS, vae_config
 
 _PATCH = 4
 _COLOURS = 3
@@ -76,7 +76,7 @@ def to_patches(pictures_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return cut.reshape(count, rows, columns, -1).astype(np.float32) / 127.5 - 1
 
 
-def patch_basis(pictures_NHWC: npt.NDArray[np.uint8], components: int = 4) -> PatchBasis:
+def patch_basis(pictures_NHWC: npt.NDArray[np.uint8], components: int = LATENT_CHANNELS) -> PatchBasis:
     """The ``components`` strongest principal components of the patches of some pictures (2000 are plenty).
 
     Raises:
@@ -191,10 +191,14 @@ class _Layer(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Signal k lies in channels ``starts[k]`` (positive) and the next (negative); ``group`` channels are normed together."""
+    """Signal k lies in channels ``starts[k]`` (positive) and the next (negative); ``group`` channels are normed together.
+
+    Every group that holds a pair holds ``crowd`` of them, so that the norm divides all signals by the same number.
+    """
 
     starts: tuple[int, ...]
     group: int
+    crowd: int
 
 
 def _layer(network: nn.Module, path: str) -> _Layer:
@@ -217,28 +221,30 @@ def _pass_on(layer: _Layer, factor: float = 1.0, channels: int | None = None) ->
 
 
 def _split(shortcut: _Layer, signals: int, whisper: float) -> _Pairs:
-    """Make a 1 x 1 convolution spread its first channels into pairs, each at the start of one of a later norm's groups."""
-    group = len(shortcut.bias) // vae_config().norm_num_groups
-    for signal in range(signals):
-        start = signal * group
+    """Make a 1 x 1 convolution spread its first channels into pairs, which lie at the starts of a later norm's groups."""
+    groups = vae_config().norm_num_groups
+    group, crowd = len(shortcut.bias) // groups, math.ceil(signals / groups)
+    starts = tuple(signal // crowd * group + signal % crowd * 2 for signal in range(signals))
+    for start in {start // group * group for start in starts}:
         shortcut.weight[start : start + group] = 0
         shortcut.bias[start : start + group] = 0
+    for signal, start in enumerate(starts):
         shortcut.weight[start, signal, 0, 0] = whisper
         shortcut.weight[start + 1, signal, 0, 0] = -whisper
-    return _Pairs(tuple(signal * group for signal in range(signals)), group)
+    return _Pairs(starts, group, crowd)
 
 
 def _anchor(last: _Layer, pairs: _Pairs) -> None:
     """Add constants of both signs to the channels beside the pairs. The layer's weights are zero already."""
-    for start in pairs.starts:
-        for channel in range(start + 2, start + pairs.group):
+    for first in {start // pairs.group * pairs.group for start in pairs.starts}:
+        for channel in range(first + 2 * pairs.crowd, first + pairs.group):
             last.bias[channel] = _ANCHOR if channel % 2 else -_ANCHOR
 
 
 def _join(out: _Layer, pairs: _Pairs, whisper: float, signal_variance: float, gain: float) -> None:
     """Take the difference of each pair, and give back the size that norm and whisper took: silu(u) - silu(-u) = u."""
-    anchors, group = pairs.group - 2, pairs.group
-    variance = (anchors * _ANCHOR**2 + 2 * whisper**2 * signal_variance) / group
+    anchors, group = pairs.group - 2 * pairs.crowd, pairs.group
+    variance = (anchors * _ANCHOR**2 + 2 * pairs.crowd * whisper**2 * signal_variance) / group
     size = gain * math.sqrt(variance + _NORM_EPS) / whisper
     for signal, start in enumerate(pairs.starts):
         out.weight[signal, start, 1, 1] = size

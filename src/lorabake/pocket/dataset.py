@@ -26,12 +26,15 @@ from PIL import Image
 from lorabake.base.errors import UserError
 from lorabake.base.files import PART, write_json
 from lorabake.dataset.wholeness import looks_whole
-from lorabake.pocket.world import SIZES, Drawing, caption, draw, invented_name, sample, vocabulary
+from lorabake.pocket.cast import cast_without
+from lorabake.pocket.world import SIZES, SUBJECT, Drawing, caption, draw, invented_name, sample, vocabulary
 
 MANIFEST = "pocket-world.json"
 WORKERS = 2
 _PER_FOLDER = 1000
 _PER_JOB = 100
+_PRUNED = 0.8
+"""Share of named people's captions that leave their looks to the name."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,17 @@ class World:
     seed: int = 0
     hold_out: Mapping[str, Collection[str]] = field(default_factory=dict)
     """Values that must not occur, by axis: ``{"background": {"beach"}}``."""
-    invented_names: float = 0.12
-    """Share of captions with a made-up name in them. It means nothing, so that an unknown word does nothing before it is trained."""
+    invented_names: float = 0.04
+    """Share of captions with a made-up name in them. It means nothing, so that an unknown word does little before it is trained."""
+    named: float = 0.2
+    """Share of pictures that show somebody of the `cast`, called by name."""
     size: int = 64
     """Pixels along a side."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.invented_names <= 1:
-            raise UserError(f"invented_names is {self.invented_names}; it is a share: give 0 to 1.")
+        for share in ("invented_names", "named"):
+            if not 0 <= getattr(self, share) <= 1:
+                raise UserError(f"{share} is {getattr(self, share)}; it is a share: give 0 to 1.")
         if self.size not in SIZES:
             raise UserError(
                 f"Pictures of the pocket world have {SIZES[0]} or {SIZES[1]} pixels a side, not {self.size}."
@@ -60,8 +66,14 @@ class World:
         sample(random.Random(0), self.hold_out)
 
     def picture(self, index: int) -> tuple[Drawing, str]:
-        """Picture number ``index`` and its caption: all its tags in random order."""
+        """Picture number ``index`` and its caption: all its tags in random order, or a name for some of them."""
         rng = random.Random(f"{self.seed}/{index}")
+        known = cast_without(self.hold_out)
+        if known and rng.random() < self.named:
+            somebody = rng.choice(known)
+            drawing = draw(somebody.spec(rng, self.hold_out), rng.getrandbits(32), self.size)
+            untold = somebody.own_tags() | {SUBJECT} if rng.random() < _PRUNED else frozenset[str]()
+            return drawing, caption([tag for tag in drawing.tags if tag not in untold], rng, name=somebody.name)
         drawing = draw(sample(rng, self.hold_out), rng.getrandbits(32), self.size)
         name = invented_name(rng) if rng.random() < self.invented_names else None
         return drawing, caption(drawing.tags, rng, name=name)
@@ -92,7 +104,8 @@ def render_dataset(
     seed: int = 0,
     *,
     hold_out: Mapping[str, Collection[str]] | None = None,
-    invented_names: float = 0.12,
+    invented_names: float = 0.04,
+    named: float = 0.2,
     size: int = 64,
     workers: int = WORKERS,
     progress: Callable[[int, int], None] | None = None,
@@ -102,7 +115,7 @@ def render_dataset(
     Args:
         folder: new, or an earlier rendering of the same world (of any length up to ``count``).
         count: number of pictures; 1000 take about two seconds on each core.
-        seed, hold_out, invented_names, size: see `World`.
+        seed, hold_out, invented_names, named, size: see `World`.
         workers: processes; 1 draws in this one. Scripts that start more need the usual ``if __name__ == "__main__"``.
         progress: called as ``progress(done, count)``.
 
@@ -111,7 +124,7 @@ def render_dataset(
     """
     if count < 1 or workers < 1:
         raise UserError(f"{count} pictures cannot be rendered by {workers} processes; give at least 1 of both.")
-    world = World(seed, {axis: tuple(held) for axis, held in (hold_out or {}).items()}, invented_names, size)
+    world = World(seed, {axis: tuple(held) for axis, held in (hold_out or {}).items()}, invented_names, named, size)
     settings = world.to_dict()
     _claim(folder, settings, count)
     jobs = [(world, folder, start, min(start + _PER_JOB, count)) for start in range(0, count, _PER_JOB)]

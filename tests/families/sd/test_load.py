@@ -64,7 +64,7 @@ def test_the_pocket_model_predicts_what_diffusers_predicts() -> None:
     ours = load_folder(POCKET_MODEL)
     with torch.no_grad():
         text = ours.text_encoder(torch.tensor(ours.tokenizer.encode(["1girl, red hair, beach"])))
-        latents = torch.randn(1, 4, 16, 16)
+        latents = torch.randn(1, ours.unet.config.in_channels, 16, 16)
         given, expected = (model(latents, torch.tensor([700]), text) for model in (ours.unet, theirs))
     torch.testing.assert_close(given, expected.sample, rtol=1e-5, atol=1e-5)
 
@@ -73,7 +73,7 @@ def test_bfloat16_stays_near(folder: Path) -> None:
     exact, near = load_folder(folder), load_folder(folder, dtype=torch.bfloat16)
     with torch.no_grad():
         ids = torch.tensor(exact.tokenizer.encode(["1girl, red hair, beach"]))
-        latents, timesteps = torch.randn(1, 4, 16, 16), torch.tensor([400])
+        latents, timesteps = torch.randn(1, exact.unet.config.in_channels, 16, 16), torch.tensor([400])
         expected = exact.unet(latents, timesteps, exact.text_encoder(ids))
         given = near.unet(latents.bfloat16(), timesteps, near.text_encoder(ids)).float()
     assert (given - expected).norm() < 0.05 * expected.norm()

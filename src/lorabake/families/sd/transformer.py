@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorabake.families.sd.attention import attend
-from lorabake.families.sd.blocks import to_cells, to_map
+from lorabake.families.sd.blocks import PointwiseConv2d, to_cells, to_map
 
 
 class Attention(nn.Module):
@@ -115,11 +115,11 @@ class Transformer2DModel(nn.Module):
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_in = nn.Linear(channels, channels) if linear else PointwiseConv2d(channels, channels)
         self.transformer_blocks = nn.ModuleList(
             [BasicTransformerBlock(channels, heads, text_channels, exact) for _ in range(depth)]
         )
-        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Linear(channels, channels) if linear else PointwiseConv2d(channels, channels)
 
     def forward(self, x_BCHW: Tensor, text_BMD: Tensor) -> Tensor:
         """BCHW -> BCHW."""

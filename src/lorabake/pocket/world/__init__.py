@@ -12,10 +12,11 @@ from lorabake.pocket.world.garments import Outfit, add_outfit
 from lorabake.pocket.world.picture import SIZES, Drawing, draw, label_row, sheet
 from lorabake.pocket.world.spec import Extra, Spec, axes, sample
 from lorabake.pocket.world.styles import Style, add_style
-from lorabake.pocket.world.tags import caption, invented_name, parse, read_tags, tags_of, vocabulary
+from lorabake.pocket.world.tags import SUBJECT, caption, invented_name, parse, read_tags, tags_of, vocabulary
 
 __all__ = [
     "SIZES",
+    "SUBJECT",
     "Drawing",
     "Extra",
     "Outfit",
