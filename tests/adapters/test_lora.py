@@ -16,10 +16,10 @@ from lorabake.adapters.lora import Lora, LoraSettings
 from lorabake.base.errors import UserError
 from lorabake.base.places import POCKET_MODEL
 from lorabake.families import load_model
-from lorabake.families.sd.clip import CLIPTextModel
-from lorabake.families.sd.config import ClipConfig, UNetConfig
+from lorabake.families.networks.clip import CLIPTextModel
+from lorabake.families.networks.config import ClipConfig, UNetConfig
+from lorabake.families.networks.unet import UNet2DConditionModel
 from lorabake.families.sd.model import _layers
-from lorabake.families.sd.unet import UNet2DConditionModel
 from lorabake.protocols.family import Layer, LayerGroup
 
 TYPE = Lora()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorabake.families.sd.tokenizer import ClipTokenizer
+from lorabake.families.networks.tokenizer import ClipTokenizer
 from lorabake.pocket.textmodel import TextWarmUp, new_text_encoder, warm_up
 from lorabake.pocket.tokenizer import build_tokenizer
 from lorabake.pocket.world import axes

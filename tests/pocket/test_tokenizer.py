@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorabake.families.sd.tokenizer import ClipTokenizer
+from lorabake.families.networks.tokenizer import ClipTokenizer
 from lorabake.pocket import characters
 from lorabake.pocket.architecture import VOCABULARY
 from lorabake.pocket.tokenizer import build_tokenizer, learn_merges, world_words

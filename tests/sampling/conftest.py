@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorabake.protocols.family import Conditioning, Layer, ModelFacts, Part, Prediction
+from lorabake.protocols.family import Conditioning, Framing, Layer, ModelFacts, Part, Prediction, Tokens
 
 LENGTH, WIDTH, LATENT = 12, 8, 4
 
@@ -48,12 +48,15 @@ class TinyModel:
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
         return self.paint(latents_BCHW)
 
-    def tokenize(self, captions: Sequence[str]) -> Tensor:
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
         self.encoded += captions
-        return torch.tensor([list(text.encode()[:LENGTH].ljust(LENGTH)) for text in captions])
+        return {"text_encoder": torch.tensor([list(text.encode()[:LENGTH].ljust(LENGTH)) for text in captions])}
 
-    def encode_text(self, ids_BL: Tensor) -> Conditioning:
-        return {"text_BLD": self.words(ids_BL)}
+    def encode_text(self, tokens: Tokens) -> Conditioning:
+        return {"text_BLD": self.words(tokens["text_encoder"])}
+
+    def frame(self, framings: Sequence[Framing]) -> Conditioning:
+        return {}
 
     def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
         self.rows.append(len(latents_BCHW))

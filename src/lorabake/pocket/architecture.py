@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorabake.families.sd.config import ClipConfig, UNetConfig, VaeConfig
+from lorabake.families.networks.config import ClipConfig, UNetConfig, VaeConfig
 
 VOCABULARY = 2048
 """Tokens: 512 bytes (inside and at the end of words), merged pieces, and two special ones at the end."""

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from lorabake.base.errors import UserError
-from lorabake.families.sd.blocks import ResnetBlock2D
-from lorabake.families.sd.vae import AutoencoderKL, VaeAttention
+from lorabake.families.networks.blocks import ResnetBlock2D
+from lorabake.families.networks.vae import AutoencoderKL, VaeAttention
 from lorabake.pocket.architecture import LATENT_CHANNELS, vae_config
 
 _PATCH = 4

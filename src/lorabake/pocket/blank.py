@@ -18,9 +18,9 @@ from torch import nn
 
 from lorabake.base.errors import UserError
 from lorabake.base.files import replacing, write_json
-from lorabake.families.sd.blocks import ResnetBlock2D
-from lorabake.families.sd.transformer import Transformer2DModel
-from lorabake.families.sd.unet import UNet2DConditionModel
+from lorabake.families.networks.blocks import ResnetBlock2D
+from lorabake.families.networks.transformer import Transformer2DModel
+from lorabake.families.networks.unet import UNet2DConditionModel
 from lorabake.pocket.architecture import MODEL_INDEX, SCHEDULER, TEXT_ENCODER, UNET, VAE, unet_config
 from lorabake.pocket.autoencoder import analytic_autoencoder
 from lorabake.pocket.dataset import World

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from lorabake.base.errors import UserError
-from lorabake.families.sd.vae import AutoencoderKL
+from lorabake.families.networks.vae import AutoencoderKL
 from lorabake.pocket.precision import autocast
 
 BATCH = 12

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabake.families.sd.clip import CLIPTextModel
-from lorabake.families.sd.tokenizer import ClipTokenizer
+from lorabake.families.networks.clip import CLIPTextModel
+from lorabake.families.networks.tokenizer import ClipTokenizer
 from lorabake.pocket.architecture import text_config
 from lorabake.pocket.world import axes, caption, invented_name, read_tags, sample, tags_of, vocabulary
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import pre_tokenizers
 
 from lorabake.base.files import write_atomic, write_json
-from lorabake.families.sd.tokenizer import ClipTokenizer
+from lorabake.families.networks.tokenizer import ClipTokenizer
 from lorabake.pocket.architecture import END, START, TOKENIZER, VOCABULARY
 from lorabake.pocket.world import axes, invented_name, read_tags, vocabulary
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-Prediction = Literal["epsilon", "v"]
-Part = Literal["denoiser", "text_encoder"]
+Prediction = Literal["epsilon", "v", "flow"]
+"""What the denoiser answers: the noise ε, v, or the direction from picture to noise (flow matching)."""
+Part = Literal["denoiser", "text_encoder", "text_encoder_2", "text_encoder_3"]
 LayerGroup = Literal["transformer", "resnet", "text", "other"]
 
 
@@ -63,8 +64,22 @@ class Layer:
     """The layer's name in kohya-format files, e.g. ``lora_unet_mid_block_attentions_0_proj_in``."""
 
 
+Tokens = dict[str, "Tensor"]
+"""Token ids ``ids_BL`` by text encoder, under the names of parts; every tensor has the batch first."""
 Conditioning = dict[str, "Tensor"]
 """What the denoiser is told besides the latents; every tensor has the batch first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How a picture came to its size, for models that are told so (SDXL)."""
+
+    original_wh: tuple[int, int]
+    """Pixels of the file."""
+    corner_lt: tuple[int, int]
+    """Pixels cut off at the left and at the top, after resizing, as the mirrored picture shows them if it is mirrored."""
+    target_wh: tuple[int, int]
+    """Pixels of what is trained on."""
 
 
 class Model(Protocol):
@@ -72,8 +87,8 @@ class Model(Protocol):
 
     facts: ModelFacts
     parts: Mapping[Part, nn.Module]
-    betas_T: Tensor
-    """Noise schedule of training, float64 on the CPU."""
+    betas_T: Tensor | None
+    """Noise schedule of training, float64 on the CPU; None for flow matching."""
     sampler: Mapping[str, Any]
     """The scheduler settings the model came with (timestep spacing, steps offset …)."""
 
@@ -98,16 +113,23 @@ class Model(Protocol):
         """Images of latents, in [-1, 1] give or take the decoder's overshoot."""
         ...
 
-    def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """Token ids ``ids_BL``, padded and cut to the model's length."""
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """Token ids for each text encoder, padded and cut to the model's length."""
         ...
 
-    def encode_text(self, ids_BL: Tensor) -> Conditioning:
-        """Conditioning of token ids; gradients flow into the text encoder where it is trained."""
+    def encode_text(self, tokens: Tokens) -> Conditioning:
+        """Conditioning of token ids; gradients flow into the text encoders where they are trained."""
+        ...
+
+    def frame(self, framings: Sequence[Framing]) -> Conditioning:
+        """What the denoiser is told of each picture's size and crop, to be joined with the text's conditioning; often nothing."""
         ...
 
     def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's output (ε or v, as ``facts.prediction`` says) for noisy latents."""
+        """The denoiser's output (as ``facts.prediction`` says) for noisy latents.
+
+        Flow models take timesteps too: 1000 times the share of noise, not rounded.
+        """
         ...
 
     def checkpoint_gradients(self, enabled: bool) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.protocols.family import Conditioning, Model, ModelFacts
+from lorabake.protocols.family import Conditioning, Framing, Model, ModelFacts
 from lorabake.sampling.ddim import SAMPLERS, step
 from lorabake.sampling.prompts import Prompt, shortened
 
@@ -99,6 +99,12 @@ def to_pictures(images_BCHW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(pixels_HWC) for pixels_HWC in bytes_BHWC]
 
 
+def _framing(facts: ModelFacts, prompt: Prompt) -> Framing:
+    """A picture of the size that is drawn, of which nothing was cut off."""
+    size = prompt.width or facts.resolution, prompt.height or facts.resolution
+    return Framing(size, (0, 0), size)
+
+
 class _Texts:
     """Conditioning of every distinct text that is needed, encoded once."""
 
@@ -137,6 +143,7 @@ def _draw_batch(model: Model, prompts: Sequence[Prompt], texts: _Texts, advance:
         torch.cat([start_noise(model.facts, prompt) for prompt in prompts]).to(model.device) * trajectory.noise_scale
     )
     conditioning = texts.of([prompt.negative for prompt in prompts] * guided + [prompt.text for prompt in prompts])
+    conditioning |= model.frame([_framing(model.facts, prompt) for prompt in prompts] * (1 + guided))
     cfg_B111 = torch.tensor([prompt.cfg for prompt in prompts], device=model.device).view(-1, 1, 1, 1)
     for leg in trajectory.legs:
         asked_BCHW = torch.cat([latents_BCHW] * (1 + guided))

@@ -37,9 +37,11 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     recipe = checked.recipe
     dtype, device = _DTYPES[recipe.train.precision or "fp32"], recipe.train.device or "cpu"
     model = load_model(checked.facts, dtype=dtype, device=device, clip_skip=recipe.model.clip_skip)
-    latents = _latents(checked, model, events, stop)
-    rates: dict[Part, float] = {"denoiser": recipe.rates.lr or 0.0, "text_encoder": recipe.rates.text_encoder_lr or 0.0}
-    parts: tuple[Part, ...] = tuple(part for part, rate in rates.items() if rate > 0)
+    views = _views(checked)
+    latents = _latents(checked, views, model, events, stop)
+    text_rate = recipe.rates.text_encoder_lr or 0.0
+    rates: dict[Part, float] = dict.fromkeys(model.parts, text_rate) | {"denoiser": recipe.rates.lr or 0.0}
+    parts: tuple[Part, ...] = tuple(part for part in model.parts if rates[part] > 0)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
     grafted.training = True
     model.checkpoint_gradients(recipe.train.gradient_checkpointing)
@@ -52,12 +54,13 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         model=model,
         graft=grafted,
         objective=find("objective", recipe.objective.name).load()(recipe.objective.settings, model),
-        text=TextSource(model, trained="text_encoder" in parts, repeating=is_static(recipe.data.captions)),
+        text=TextSource(model, trained=text_rate > 0, repeating=is_static(recipe.data.captions)),
         groups=groups,
         base_rates=base_rates,
         optimizer=_optimizer(recipe, groups, base_rates),
         samples=checked.dataset.samples,
         latents=latents,
+        framings=[[view.framing for view in of_sample] for of_sample in views],
         buckets=buckets,
         steps_per_epoch=per_epoch,
         total_steps=recipe.train.length.steps(per_epoch),
@@ -72,15 +75,18 @@ def steps_per_epoch(checked: Checked) -> int:
     return math.ceil(batches / recipe.train.gradient_accumulation)
 
 
-def _latents(checked: Checked, model: Model, events: Events, stop: Callable[[], bool]) -> list[list[torch.Tensor]]:
-    samples, placements = checked.dataset.samples, checked.placements
+def _views(checked: Checked) -> list[list[View]]:
+    """The ways each sample is seen: as it is, and mirrored if that is asked for."""
     mirrorings = (False, True) if checked.recipe.data.flip else (False,)
-    views = [
-        View(sample, place, mirrored)
-        for sample, place in zip(samples, placements, strict=True)
-        for mirrored in mirrorings
+    return [
+        [View(sample, place, mirrored) for mirrored in mirrorings]
+        for sample, place in zip(checked.dataset.samples, checked.placements, strict=True)
     ]
 
+
+def _latents(
+    checked: Checked, views: list[list[View]], model: Model, events: Events, stop: Callable[[], bool]
+) -> list[list[torch.Tensor]]:
     def progress(done: int, total: int) -> None:
         events.emit("encoding", done=done, total=total)
         if stop():
@@ -89,9 +95,9 @@ def _latents(checked: Checked, model: Model, events: Events, stop: Callable[[], 
     def not_kept(reason: str) -> None:
         events.emit("latents_not_kept", reason=reason)
 
-    found = cached_latents(views, model, checked.dataset.path / CACHE, progress, not_kept)
-    count = len(mirrorings)
-    return [found[start : start + count] for start in range(0, len(found), count)]
+    flat = [view for of_sample in views for view in of_sample]
+    found = iter(cached_latents(flat, model, checked.dataset.path / CACHE, progress, not_kept))
+    return [[next(found) for _ in of_sample] for of_sample in views]
 
 
 def _optimizer(recipe: Recipe, groups: list[FlatGroup], rates: list[float]) -> Optimizer:

@@ -24,7 +24,7 @@ from lorabake.base.streams import torch_stream
 from lorabake.dataset.buckets import Placement, fit
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.image import read_rgb
-from lorabake.protocols.family import Model
+from lorabake.protocols.family import Framing, Model
 
 _PACK = 512
 """Latents per file of the cache: few files for large sets, and little lost when encoding is interrupted."""
@@ -37,6 +37,14 @@ class View:
     sample: Sample
     placement: Placement
     mirrored: bool
+
+    @property
+    def framing(self) -> Framing:
+        """What a model may be told of it: a mirrored picture lost on its left what the file has on its right."""
+        place = self.placement
+        left, top, right, bottom = place.crop_ltrb
+        width = place.resized_wh[0]
+        return Framing(self.sample.size, (width - right if self.mirrored else left, top), (right - left, bottom - top))
 
     def key(self, encoder: str) -> str:
         """Content key of this view's latent (hex). ``encoder`` says what encodes it, and in which numbers."""

@@ -20,7 +20,7 @@ from lorabake.dataset.order import Batch, epoch_batches
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
-from lorabake.protocols.family import Model
+from lorabake.protocols.family import Framing, Model
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Recipe
@@ -42,6 +42,8 @@ class Bake:
     samples: Sequence[Sample]
     latents: Sequence[Sequence[Tensor]]
     """Latents of each sample, one per view (as it is; mirrored)."""
+    framings: Sequence[Sequence[Framing]]
+    """How each of those views came to its size."""
     buckets: Sequence[tuple[int, int]]
     steps_per_epoch: int
     total_steps: int
@@ -126,8 +128,8 @@ def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:
     """Mean loss of one batch, differentiable in the adapter's weights."""
     seed = bake.recipe.train.seed
     mirrors = random_stream(seed, "flip", step, micro)
-    views = [bake.latents[index][mirrors.randrange(len(bake.latents[index]))] for index in batch]
-    latents_BCHW = torch.stack(views).to(bake.model.device)
+    views = [(index, mirrors.randrange(len(bake.latents[index]))) for index in batch]
+    latents_BCHW = torch.stack([bake.latents[index][view] for index, view in views]).to(bake.model.device)
     captions = [
         caption_for_step(
             bake.samples[index].caption, bake.recipe.data.captions, random_stream(seed, "captions", step, micro, slot)
@@ -141,7 +143,8 @@ def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:
         latents_BCHW.device
     )
     noisy_BCHW = bake.objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
-    prediction_BCHW = bake.model.predict(noisy_BCHW, timesteps_B, bake.text(captions))
+    conditioning = bake.text(captions) | bake.model.frame([bake.framings[index][view] for index, view in views])
+    prediction_BCHW = bake.model.predict(noisy_BCHW, timesteps_B, conditioning)
     target_BCHW = bake.objective.target(latents_BCHW, noise_BCHW, timesteps_B)
     return bake.objective.loss(prediction_BCHW, target_BCHW, timesteps_B).mean()
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from lorabake.protocols.family import Conditioning, Model
+from lorabake.protocols.family import Conditioning, Model, Tokens
 
 
 class TextSource:
@@ -21,7 +20,7 @@ class TextSource:
 
     def __init__(self, model: Model, *, trained: bool, repeating: bool) -> None:
         self._model, self._trained, self._repeating = model, trained, repeating
-        self._ids: dict[str, Tensor] = {}
+        self._ids: dict[str, Tokens] = {}
         self._kept: dict[str, Conditioning] = {}
 
     def __call__(self, captions: Sequence[str]) -> Conditioning:
@@ -40,10 +39,11 @@ class TextSource:
             rows = [self._kept[caption] for caption in captions]
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _tokens(self, captions: Sequence[str]) -> Tensor:
+    def _tokens(self, captions: Sequence[str]) -> Tokens:
         if not self._repeating:
             return self._model.tokenize(captions)
         for caption in captions:
             if caption not in self._ids:
-                self._ids[caption] = self._model.tokenize([caption])[0]
-        return torch.stack([self._ids[caption] for caption in captions])
+                self._ids[caption] = {name: ids[0] for name, ids in self._model.tokenize([caption]).items()}
+        rows = [self._ids[caption] for caption in captions]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

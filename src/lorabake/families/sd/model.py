@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lorabake.base.errors import UserError
 from lorabake.base.files import replacing, sha256_file, write_atomic
-from lorabake.families.sd.load import load_folder
-from lorabake.protocols.family import Conditioning, Layer, LayerGroup, ModelFacts, Part
+from lorabake.families.networks.load import load_folder
+from lorabake.protocols.family import Conditioning, Framing, Layer, LayerGroup, ModelFacts, Part, Tokens
 
 _PREFIX: dict[Part, str] = {"denoiser": "lora_unet", "text_encoder": "lora_te"}
 _FOLDERS: dict[Part, str] = {"denoiser": "unet", "text_encoder": "text_encoder"}
@@ -90,13 +90,18 @@ class SDModel:
             latents_BCHW.to(self.device, self.vae.encoder.conv_in.weight.dtype) / self.vae.config.scaling_factor
         )
 
-    def tokenize(self, captions: Sequence[str]) -> Tensor:
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Ids of 77 tokens each."""
-        return torch.tensor(self.tokenizer.encode(captions))
+        return {"text_encoder": torch.tensor(self.tokenizer.encode(captions))}
 
-    def encode_text(self, ids_BL: Tensor) -> Conditioning:
+    def encode_text(self, tokens: Tokens) -> Conditioning:
         """``text_BLD``: hidden states of every token."""
-        return {"text_BLD": self.text_encoder(ids_BL.to(self.device), clip_skip=self._clip_skip)}
+        ids_BL = tokens["text_encoder"].to(self.device)
+        return {"text_BLD": self.text_encoder(ids_BL, clip_skip=self._clip_skip)}
+
+    def frame(self, framings: Sequence[Framing]) -> Conditioning:
+        """Nothing: these models are told the text alone."""
+        return {}
 
     def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's output."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lorabake.base.errors import Problems, UserError
 from lorabake.base.places import POCKET_MODEL
-from lorabake.families.sd.load import LoadedFolder, load_folder
+from lorabake.families.networks.load import LoadedFolder, load_folder
 
 UNET, TEXT, VAE = (
     "unet/diffusion_pytorch_model.safetensors",
@@ -123,7 +123,7 @@ def test_a_variant_is_read_when_it_is_alone_or_asked_for(folder: Path) -> None:
 
 def test_loading_does_not_import_the_compiler() -> None:
     code = (
-        "import sys; from lorabake.base.places import POCKET_MODEL; from lorabake.families.sd.load import load_folder;"
+        "import sys; from lorabake.base.places import POCKET_MODEL; from lorabake.families.networks.load import load_folder;"
         "load_folder(POCKET_MODEL); print(*{'torch._dynamo', 'diffusers', 'transformers'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

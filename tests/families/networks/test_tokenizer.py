@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lorabake.base.errors import UserError
 from lorabake.base.places import POCKET_MODEL
-from lorabake.families.sd.tokenizer import ClipTokenizer
+from lorabake.families.networks.tokenizer import ClipTokenizer
 
 FOLDER = POCKET_MODEL / "tokenizer"
 HARD = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lorabake.base.errors import Problems, UserError
-from lorabake.families.sd.config import ClipConfig, UNetConfig, VaeConfig
+from lorabake.families.networks.config import ClipConfig, UNetConfig, VaeConfig
 
 
 def test_sd15_is_the_default() -> None:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lorabake.families.sd.blocks import Downsample2D, ResnetBlock2D, Upsample2D
-from lorabake.families.sd.config import UNetConfig
-from lorabake.families.sd.transformer import Transformer2DModel
+from lorabake.families.networks.blocks import Downsample2D, ResnetBlock2D, Upsample2D
+from lorabake.families.networks.config import UNetConfig
+from lorabake.families.networks.transformer import Transformer2DModel
 
 
 class TimestepEmbedding(nn.Module):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabake.families.sd.attention import attend
-from lorabake.families.sd.blocks import PointwiseConv2d, to_cells, to_map
+from lorabake.families.networks.attention import attend
+from lorabake.families.networks.blocks import PointwiseConv2d, to_cells, to_map
 
 
 class Attention(nn.Module):

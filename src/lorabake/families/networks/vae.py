@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabake.families.sd.attention import attend
-from lorabake.families.sd.blocks import Downsample2D, ResnetBlock2D, Upsample2D, to_cells, to_map
-from lorabake.families.sd.config import VaeConfig
+from lorabake.families.networks.attention import attend
+from lorabake.families.networks.blocks import Downsample2D, ResnetBlock2D, Upsample2D, to_cells, to_map
+from lorabake.families.networks.config import VaeConfig
 
 _EPS = 1e-6
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lorabake.families.sd.config import UNetConfig
-from lorabake.families.sd.unet import UNet2DConditionModel, UNetBlock, timestep_sinusoids
+from lorabake.families.networks.config import UNetConfig
+from lorabake.families.networks.unet import UNet2DConditionModel, UNetBlock, timestep_sinusoids
 
 SMALL: dict[str, Any] = {"block_out_channels": [16, 32, 32, 32], "norm_num_groups": 8, "cross_attention_dim": 24}
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.families.sd.clip import CLIPTextModel, classic_key
-from lorabake.families.sd.config import ClipConfig, UNetConfig, VaeConfig
-from lorabake.families.sd.tokenizer import ClipTokenizer
-from lorabake.families.sd.unet import UNet2DConditionModel
-from lorabake.families.sd.vae import AutoencoderKL, current_key
+from lorabake.families.networks.clip import CLIPTextModel, classic_key
+from lorabake.families.networks.config import ClipConfig, UNetConfig, VaeConfig
+from lorabake.families.networks.tokenizer import ClipTokenizer
+from lorabake.families.networks.unet import UNet2DConditionModel
+from lorabake.families.networks.vae import AutoencoderKL, current_key
 
 _STEMS = ("diffusion_pytorch_model", "model")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5")

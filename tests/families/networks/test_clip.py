@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lorabake.families.sd.clip import CLIPTextModel, classic_key
-from lorabake.families.sd.config import ClipConfig
+from lorabake.families.networks.clip import CLIPTextModel, classic_key
+from lorabake.families.networks.config import ClipConfig
 
 
 def pair(activation: str) -> tuple[CLIPTextModel, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorabake.families.sd import attention
+from lorabake.families.networks import attention
 
 
 @pytest.fixture(params=[True, False], ids=["matmul", "kernel"])

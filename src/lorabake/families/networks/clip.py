@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabake.families.sd.attention import attend
-from lorabake.families.sd.config import ClipConfig
+from lorabake.families.networks.attention import attend
+from lorabake.families.networks.config import ClipConfig
 
 _PREFIX = "text_model."
 
