@@ -17,7 +17,7 @@ from lorabake.base.errors import UserError
 from lorabake.dataset.buckets import BucketConfig, place
 from lorabake.dataset.folder import open_dataset
 from lorabake.sampling.infotext import save_png
-from lorabake.train.latents import View, _write_pack, cached_latents
+from lorabake.train.latents import View, _division, _write_pack, cached_latents
 
 
 @dataclass
@@ -98,8 +98,8 @@ def test_a_picture_alone_and_among_others_is_the_same(dataset: Path, encoder: En
 def test_both_views_are_kept_apart(dataset: Path, encoder: Encoder) -> None:
     found = latents(dataset, encoder, mirrored=(False, True))
     assert len(found) == 12 == len(encoder.seen)
-    straight, mirrored = encoder.seen[0], encoder.seen[1]
-    assert torch.equal(straight.flip(3), mirrored)
+    straight = encoder.seen[0]
+    assert any(torch.equal(straight.flip(3), other) for other in encoder.seen[1:])
     torch.testing.assert_close(found[0].flip(2), found[1], rtol=0, atol=0.1)
     assert not torch.equal(found[0], found[1])
 
@@ -123,7 +123,7 @@ def test_another_size_is_another_latent(dataset: Path, encoder: Encoder) -> None
 
 @pytest.mark.parametrize("where", [0, 9, 0.5, -1])
 def test_a_flipped_byte_is_noticed_and_made_again(dataset: Path, encoder: Encoder, where: float) -> None:
-    before = latents(dataset, encoder)
+    before = [latent.clone() for latent in latents(dataset, encoder)]  # they are mapped from the file
     (pack,) = (dataset / "cache").rglob("*.safetensors")
     data = bytearray(pack.read_bytes())
     data[int(where * len(data)) if 0 < where < 1 else int(where)] ^= 1
@@ -178,3 +178,38 @@ def test_two_runs_fill_one_cache(tmp_path: Path) -> None:
         for done in [pool.submit(_write_pack, tmp_path, pack, pytest.fail) for _ in range(40)]:
             done.result()
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_many_pictures_at_once_give_what_one_at_a_time_gives(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lorabake.families import load_model
+
+    model = load_model("pocket")
+    monkeypatch.setattr("lorabake.train.latents._division", lambda views: (1, 1))
+    alone = cached_latents(views(dataset, (False, True)), model, None)
+    monkeypatch.setattr("lorabake.train.latents._division", lambda views: (5, 1))
+    together = cached_latents(views(dataset, (False, True)), model, None)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_small_pictures_share_cores_out_and_large_ones_share_them() -> None:
+    def division(side: int) -> tuple[int, int]:
+        sample = Path("unused")
+        place_of = place((side, side), BucketConfig(resolution=side, step=64))
+        return _division([View(sample, place_of, False)])  # pyright: ignore[reportArgumentType]
+
+    cores, one_each = division(64)
+    assert one_each == 1 and cores >= 1
+    workers, threads = division(1024)
+    assert workers == 1 and threads == cores
+
+
+def test_an_error_in_one_picture_keeps_those_before_it(dataset: Path, encoder: Encoder) -> None:
+    def fails(done: int, total: int) -> None:
+        if done == 4:
+            raise UserError("enough")
+
+    with pytest.raises(UserError, match="enough"):
+        cached_latents(views(dataset), encoder, dataset / "cache", fails)  # pyright: ignore[reportArgumentType]
+    before = len(encoder.seen)
+    cached_latents(views(dataset), encoder, dataset / "cache")  # pyright: ignore[reportArgumentType]
+    assert len(encoder.seen) == before + 2

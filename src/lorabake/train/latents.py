@@ -7,7 +7,10 @@ VAE's own bytes, and the type and device it computes in. So an edited picture ca
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +31,8 @@ from lorabake.protocols.family import Framing, Model
 
 _PACK = 512
 """Latents per file of the cache: few files for large sets, and little lost when encoding is interrupted."""
+_PIXELS_AT_ONCE = 1 << 20
+"""Pixels encoded at the same time: 4 pictures of 512 x 512. An autoencoder of usual width needs about 2.5 GB for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,9 @@ def cached_latents(
     progress: Callable[[int, int], None] = lambda done, total: None,
     not_kept: Callable[[str], None] = lambda reason: None,
 ) -> list[Tensor]:
-    """The latent of each view, float32 on the CPU, encoding only what the cache does not hold.
+    """The latent of each view, float32 on the CPU, encoding only what the cache does not hold, on all cores.
+
+    Memory does not grow with the number of pictures: what has been encoded is written, and mapped from its file.
 
     Args:
         views: what to encode.
@@ -73,22 +80,55 @@ def cached_latents(
         UserError: a latent is not finite; the message names the picture.
     """
     space = model.latent_space
-    threads = torch.get_num_threads()  # sums in another order may differ in the last bit
+    workers, threads = _division(views)
+    # The threads of one picture are in the key: sums in another order may differ in the last bit.
     keys = [view.key(f"{space} {model.dtype} {model.device.type} {threads}") for view in views]
     home = folder / space[:16] if folder else None
     found = _read_packs(home, set(keys)) if home else {}
     missing = list({key: view for key, view in zip(keys, views, strict=True) if key not in found}.items())
-    for start in range(0, len(missing), _PACK):
-        fresh: dict[str, Tensor] = {}
-        try:
-            for key, view in missing[start : start + _PACK]:
-                fresh[key] = _encode(view, key, model)
-                progress(start + len(fresh), len(missing))
-        finally:
-            if home and fresh and not _write_pack(home, fresh, not_kept):
-                home = None
-        found.update(_gathered(fresh))
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        for start in range(0, len(missing), _PACK):
+            fresh: dict[str, Tensor] = {}
+            pack: Path | None = None
+            try:
+                for key, latents_CHW in _encoded(missing[start : start + _PACK], model, pool, 2 * workers):
+                    fresh[key] = latents_CHW
+                    progress(start + len(fresh), len(missing))
+            finally:
+                if home and fresh:
+                    pack = _write_pack(home, fresh, not_kept)
+                    home = home if pack else None
+            found.update(_read_pack(pack, fresh.keys()) if pack else _gathered(fresh))
+    torch.set_num_threads(before)
     return [found[key] for key in keys]
+
+
+def _division(views: Iterable[View]) -> tuple[int, int]:
+    """How many pictures are encoded at once, and the threads of each: many small ones on a core each, or large ones on several."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    largest = max((view.placement.bucket_wh[0] * view.placement.bucket_wh[1] for view in views), default=1)
+    workers = max(1, min(cores, _PIXELS_AT_ONCE // largest))
+    return workers, max(1, cores // workers)
+
+
+def _encoded(
+    jobs: Iterable[tuple[str, View]], model: Model, pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Latents in order, never more than ``ahead`` of them waiting. What was not begun when the caller stops is dropped."""
+    waiting: deque[tuple[str, Future[Tensor]]] = deque()
+    try:
+        for key, view in jobs:
+            waiting.append((key, pool.submit(_encode, view, key, model)))
+            if len(waiting) > ahead:
+                key, latents = waiting.popleft()
+                yield key, latents.result()
+        while waiting:
+            key, latents = waiting.popleft()
+            yield key, latents.result()
+    finally:
+        for _, latents in waiting:
+            latents.cancel()
 
 
 def _encode(view: View, key: str, model: Model) -> Tensor:
@@ -118,19 +158,20 @@ def _gathered(latents: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: row for shape, keys in by_shape.items() for key, row in zip(keys, blocks[shape], strict=True)}
 
 
-def _write_pack(folder: Path, latents: dict[str, Tensor], not_kept: Callable[[str], None]) -> bool:
-    """Whether it was written: a dataset may lie where nobody may write, and is no less good for that."""
+def _write_pack(folder: Path, latents: dict[str, Tensor], not_kept: Callable[[str], None]) -> Path | None:
+    """The file, or None where nobody may write: a dataset is no less good for that."""
     data = save({key: tensor.contiguous() for key, tensor in latents.items()})
+    path = folder / f"{hashlib.sha256(data).hexdigest()}.safetensors"
     try:
         with exclusive(folder / ".lock", wait=True):  # two runs on one dataset write the same packs
-            write_atomic(folder / f"{hashlib.sha256(data).hexdigest()}.safetensors", data)
+            write_atomic(path, data)
     except UserError as error:
         not_kept(str(error))
-        return False
-    return True
+        return None
+    return path
 
 
-def _read_packs(folder: Path, wanted: set[str]) -> dict[str, Tensor]:
+def _read_packs(folder: Path, wanted: Collection[str]) -> dict[str, Tensor]:
     """Wanted latents of every whole pack. A pack whose bytes are not what its name says is deleted, to be made again."""
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -141,6 +182,7 @@ def _read_packs(folder: Path, wanted: set[str]) -> dict[str, Tensor]:
     return found
 
 
-def _read_pack(path: Path, wanted: set[str]) -> dict[str, Tensor]:
+def _read_pack(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
+    """Its tensors, mapped: pages come from the file when they are used, and may leave memory again."""
     with safe_open(path, framework="pt") as pack:
         return {key: pack.get_tensor(key) for key in pack.keys() if key in wanted}  # noqa: SIM118 - not a dict
