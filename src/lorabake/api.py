@@ -12,10 +12,12 @@ from lorabake.base.events import Events, Listener
 from lorabake.base.runs import Run
 from lorabake.dataset.folder import Dataset, open_dataset
 from lorabake.recipe import Checked, check, check_values
+from lorabake.recipe.sections import ModelSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from lorabake.protocols.family import Prediction
     from lorabake.train.run import Outcome
 
 Location = str | os.PathLike[str]
@@ -82,24 +84,38 @@ def generate(
     prompts: str | Sequence[str],
     *,
     base: Location = "pocket",
+    vae: Location | None = None,
+    text_encoders: Sequence[Location] = (),
+    prediction: Prediction | None = None,
     loras: Mapping[Location, float] | Sequence[Location] = (),
+    clip_skip: int | None = None,
+    max_tokens: int | None = None,
 ) -> list[Image]:
     """Draw pictures with a base model and LoRA files.
 
     Args:
         prompts: one or several, in kohya's prompt-line form (``"a cat --d 7 --s 20 --l 5"``).
-        base: model folder, or ``pocket``.
+        base: a single ``.safetensors`` file, a model folder, or ``pocket``.
+        vae, text_encoders: to use in place of the base's own: files or folders.
+        prediction: what the base predicts, where its files do not say it.
         loras: files with their weights, or files at weight 1.
+        clip_skip: use the text encoder's N-th last layer, 1 is the last; default: as the LoRAs were trained.
+        max_tokens: tokens of a prompt that are read, 75, 150 or 225; default: as the LoRAs were trained, else 75.
     """
-    from lorabake.families import load_model
+    from lorabake.families import inspect_model, load_model
     from lorabake.sampling.apply import apply_lora
     from lorabake.sampling.draw import draw
     from lorabake.sampling.prompts import line_to_prompt
+    from lorabake.sampling.reading import text_options
 
-    model = load_model(str(base))
     weighted = loras.items() if isinstance(loras, Mapping) else ((path, 1.0) for path in loras)
-    for path, weight in weighted:
-        apply_lora(model, Path(path), weight)
+    facts = inspect_model(**source_of({}, base, vae, text_encoders, prediction))
+    files = [(Path(path), weight) for path, weight in weighted]
+    model = load_model(
+        facts, **text_options(facts, [path for path, _ in files], clip_skip=clip_skip, max_tokens=max_tokens)
+    )
+    for path, weight in files:
+        apply_lora(model, path, weight)
     return draw(model, [line_to_prompt(line) for line in ([prompts] if isinstance(prompts, str) else prompts)])
 
 
@@ -110,6 +126,11 @@ def grid(
     weights: Sequence[float] = (1.0,),
     seeds: Sequence[int] = (),
     base: Location | None = None,
+    vae: Location | None = None,
+    text_encoders: Sequence[Location] = (),
+    prediction: Prediction | None = None,
+    clip_skip: int | None = None,
+    max_tokens: int | None = None,
     progress: Any = lambda done, total: None,
 ) -> Image:
     """One labelled picture: the base's row, then checkpoints × weights, by prompts × seeds.
@@ -119,20 +140,36 @@ def grid(
         prompts: in kohya's prompt-line form.
         weights: strengths.
         seeds: draw each prompt with each of these.
-        base: model folder or ``pocket``; default: the run's own.
+        base: as for :func:`generate`; default: the run's own, with its VAE and text encoders.
+        vae, text_encoders, prediction, clip_skip, max_tokens: as for :func:`generate`.
         progress: called with (pictures done, pictures in all).
     """
-    from lorabake.families import load_model
+    from lorabake.families import inspect_model, load_model
     from lorabake.sampling.prompts import line_to_prompt
+    from lorabake.sampling.reading import text_options
     from lorabake.sampling.tasting import taste
 
-    files, own_base = checkpoints_of(run)
-    model = load_model(str(base or own_base or "pocket"))
+    files, own = checkpoints_of(run)
+    facts = inspect_model(**source_of(own, base, vae, text_encoders, prediction))
+    model = load_model(facts, **text_options(facts, files, clip_skip=clip_skip, max_tokens=max_tokens))
     return taste(model, files, weights, [line_to_prompt(line) for line in prompts], seeds, progress).picture()
 
 
-def checkpoints_of(run: Location | Run | Sequence[Location]) -> tuple[list[Path], str | None]:
-    """LoRA files of a run, a run folder or a list, and the base model the run was trained on.
+def source_of(
+    own: Mapping[str, Any],
+    base: Location | None = None,
+    vae: Location | None = None,
+    text_encoders: Sequence[Location] = (),
+    prediction: Prediction | None = None,
+) -> dict[str, Any]:
+    """Arguments of ``inspect_model`` for what is given, over those of a run's ``own`` base where no other base is given."""
+    given = {"vae": vae, "text_encoders": tuple(text_encoders), "prediction": prediction}
+    start = {"base": os.fspath(base)} if base is not None else {"base": "pocket", **own}
+    return start | {name: value for name, value in given.items() if value}
+
+
+def checkpoints_of(run: Location | Run | Sequence[Location]) -> tuple[list[Path], dict[str, Any]]:
+    """LoRA files of a run, a run folder or a list, and what the run was trained on as arguments of ``inspect_model``.
 
     Raises:
         UserError: there are none.
@@ -140,15 +177,15 @@ def checkpoints_of(run: Location | Run | Sequence[Location]) -> tuple[list[Path]
     if isinstance(run, Sequence) and not isinstance(run, str):
         found = [Path(path) for path in run]
         if len(found) != 1 or found[0].is_file():
-            return found, None
+            return found, {}
         run = found[0]
     if not isinstance(run, Run):
         path = Path(run)
         if path.is_file():
-            return [path], None
+            return [path], {}
         run = Run(path)
-    base = run.read_manifest()["recipe"]["model"]["base"]
+    own = ModelSettings.model_validate(run.read_manifest()["recipe"]["model"]).source()
     files = [path for path in run.checkpoint_paths() if path.is_file()]
     if not files:
         raise UserError(f"{run.folder} has no checkpoints yet. Let it train until the first one is saved.")
-    return files, base
+    return files, own

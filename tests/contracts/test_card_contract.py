@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
 from lorabake.base.cards import ROOMS, Card, Settings, cards
+from lorabake.protocols.family import Prediction
+from lorabake.protocols.objective import RULES, ObjectiveCard, RuleCard
 
 ALL = [card for kind in ROOMS for card in cards(kind).values()]
 every = pytest.mark.parametrize("card", ALL, ids=lambda card: f"{card.kind} {card.name}")
@@ -53,3 +56,14 @@ def test_its_settings_cannot_be_changed(card: Card) -> None:
     for name in card.settings.model_fields:
         with pytest.raises(ValueError):
             setattr(settings, name, None)
+
+
+@every
+def test_a_rule_is_for_some_models_and_reads_settings_that_are_there(card: Card) -> None:
+    if card.kind not in RULES:
+        return
+    assert isinstance(card, RuleCard) and set(card.predictions) <= set(get_args(Prediction))
+    objectives = [made for made in cards("objective").values() if isinstance(made, ObjectiveCard)]
+    for prediction in card.predictions:
+        (serving,) = (made for made in objectives if prediction in made.predictions)
+        assert {card.kind, *card.reads} <= serving.settings.model_fields.keys()

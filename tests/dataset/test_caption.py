@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lorabake.dataset.caption import CaptionConfig, caption_for_step, idle_settings, is_static
+from lorabake.dataset.caption import CaptionConfig, caption_for_step, full_caption, idle_settings, is_static
 
 TEXT = "suzu, 1girl, red hair, smile, outdoors"
 
@@ -129,3 +129,27 @@ def test_nonsense_is_refused(given_: dict) -> None:
 
 def test_every_setting_is_explained() -> None:
     assert all(field.description for field in CaptionConfig.model_fields.values())
+
+
+@given(text=st.text("ab,|; "), prefix=st.sampled_from(["", "p,"]), seed=st.integers(0, 99))
+def test_the_full_caption_is_what_a_step_shows_where_nothing_is_random(text: str, prefix: str, seed: int) -> None:
+    config = CaptionConfig(prefix=prefix, suffix="|||s")
+    assert full_caption(text, config) == step(text, config, seed)
+
+
+@given(text=st.text("ab,|; "), shuffle=st.booleans(), seed=st.integers(0, 99))
+def test_the_full_caption_has_every_tag_that_a_step_may_show(text: str, shuffle: bool, seed: int) -> None:
+    config = CaptionConfig(shuffle=shuffle, tag_dropout=0.3, keep_tokens=1)
+    every = Counter(full_caption(text, config).split(", "))
+    assert Counter(tag for tag in step(text, config, seed).split(", ") if tag) <= every
+
+
+def test_the_full_caption_keeps_the_order_of_the_file() -> None:
+    config = CaptionConfig(shuffle=True, tag_dropout=0.9, prefix="zorbi,")
+    assert full_caption(TEXT, config) == f"zorbi, {TEXT}"
+    assert full_caption(" a,b ||| c,, d ", CaptionConfig()) == "a, b, c, d"
+
+
+def test_where_no_caption_is_ever_shown_the_full_caption_is_empty() -> None:
+    assert full_caption(TEXT, CaptionConfig(caption_dropout=1.0)) == ""
+    assert full_caption(TEXT, CaptionConfig(caption_dropout=0.99)) == TEXT

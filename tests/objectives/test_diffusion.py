@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 BETAS_T = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 
 
-def objective(prediction: str = "epsilon", betas_T: Tensor = BETAS_T, **settings: Any) -> Diffusion:
+def objective(prediction: Any = "epsilon", betas_T: Tensor = BETAS_T, **settings: Any) -> Diffusion:
     return Diffusion(DiffusionSettings(**settings), betas_T, prediction, CPU)
 
 
@@ -97,23 +97,38 @@ def test_the_loss_of_a_sample_by_hand() -> None:
 
 
 def test_timesteps_are_within_bounds_and_all_drawn() -> None:
-    drawn = objective(min_timestep=100, max_timestep=110).draw_timesteps(2000, torch.Generator().manual_seed(1))
+    drawn = objective(min_timestep=100, max_timestep=110).draw_timesteps(
+        (2000, 4, 8, 8), torch.Generator().manual_seed(1)
+    )
     assert drawn.dtype == torch.int64 and set(drawn.tolist()) == set(range(100, 110))
-    everything = objective().draw_timesteps(20000, torch.Generator().manual_seed(1))
+    everything = objective().draw_timesteps((20000, 4, 8, 8), torch.Generator().manual_seed(1))
     assert everything.min() == 0 and everything.max() == 999
     assert float(everything.float().mean()) == pytest.approx(499.5, rel=0.02)
 
 
 def test_a_shorter_schedule_bounds_the_timesteps() -> None:
-    drawn = objective(betas_T=BETAS_T[:20]).draw_timesteps(500, torch.Generator().manual_seed(1))
+    drawn = objective(betas_T=BETAS_T[:20]).draw_timesteps((500, 4, 8, 8), torch.Generator().manual_seed(1))
     assert set(drawn.tolist()) == set(range(20))
 
 
 def test_timesteps_are_the_generators_alone() -> None:
     torch.manual_seed(1)
-    first = objective().draw_timesteps(8, torch.Generator().manual_seed(5))
+    first = objective().draw_timesteps((8, 4, 8, 8), torch.Generator().manual_seed(5))
     torch.manual_seed(2)
-    assert torch.equal(first, objective().draw_timesteps(8, torch.Generator().manual_seed(5)))
+    assert torch.equal(first, objective().draw_timesteps((8, 4, 8, 8), torch.Generator().manual_seed(5)))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "levels"), [(0, 1000, 1000), (100, 900, 1000), (7, 8, 1000), (0, 1000, 20), (50, 1000, 20)]
+)
+def test_the_stream_of_timesteps_is_what_it_always_was(low: int, high: int, levels: int) -> None:
+    """Runs that were started long ago must go on to the same bytes."""
+    made = objective(betas_T=BETAS_T[:levels], min_timestep=low, max_timestep=high)
+    for seed in range(50):
+        drawn = made.draw_timesteps((7, 4, 8, 8), torch.Generator().manual_seed(seed))
+        top = min(high, levels)
+        expected = torch.randint(min(low, top - 1), top, (7,), generator=torch.Generator().manual_seed(seed))
+        assert drawn.dtype == expected.dtype and torch.equal(drawn, expected)
 
 
 @pytest.mark.parametrize(("low", "high"), [(500, 500), (900, 100)])
@@ -137,6 +152,7 @@ def test_the_schedule_is_diffusers() -> None:
 
     model = load_model("pocket")
     theirs = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+    assert model.betas_T is not None
     torch.testing.assert_close(model.betas_T.float(), theirs.betas, rtol=0, atol=0)
     ours = (1 - model.betas_T).cumprod(0)
     torch.testing.assert_close(ours.float(), theirs.alphas_cumprod, rtol=2e-5, atol=0)

@@ -48,7 +48,7 @@ def test_the_whole_message(recipe_file: Write) -> None:
         f"{path} has 3 problems.\n"
         "  adapter.rnak    not a setting of 'lora'. Did you mean 'rank'?\n"
         "  optimizer.name  'adamww' is not a known optimizer. Did you mean 'adamw'?\n"
-        f"  model.base      '{base}' does not exist. Give a model folder in diffusers layout, or 'pocket' for the embedded model.\n"
+        f"  model.base      '{base}' does not exist. Give a .safetensors file, a model folder in diffusers layout, or 'pocket' for the embedded model.\n"
         "Nothing was started. `lorabake explain SECTION` lists what a section accepts."
     )
 

@@ -30,10 +30,12 @@ class TinyModel:
             family="tiny", path=Path("tiny"), name="tiny", prediction=prediction, resolution=32, pixel_step=8, latent_scale=4,
             latent_channels=LATENT, base_version="tiny", architecture="tiny", small=True, digest="tiny",
         )  # fmt: skip
-        self.betas_T = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32).double() ** 2
-        self.sampler: Mapping[str, object] = sampler or {"timestep_spacing": "leading", "steps_offset": 1}
+        betas_T = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32).double() ** 2
+        self.betas_T = None if prediction == "flow" else betas_T
+        self.sampler: Mapping[str, object] = sampler or {"timestep_spacing": "leading", "steps_offset": 1, "shift": 3.0}
         self.encoded: list[str] = []
         self.rows: list[int] = []
+        self.guidance: list[list[float]] = []
 
     device = torch.device("cpu")
     dtype = torch.float32
@@ -60,6 +62,8 @@ class TinyModel:
 
     def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
         self.rows.append(len(latents_BCHW))
+        if "guidance_B" in conditioning:
+            self.guidance.append(conditioning["guidance_B"].tolist())
         told_BD = torch.cat([conditioning["text_BLD"].mean(1), timesteps_B.float()[:, None] / 1000], dim=1)
         return self.look(latents_BCHW) + self.tell(told_BD)[:, :, None, None]
 

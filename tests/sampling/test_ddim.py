@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorabake.base.errors import UserError
-from lorabake.sampling.ddim import SAMPLERS, Leg, ddim, euler, step, timesteps
+from lorabake.sampling.ddim import Leg, ddim, euler, step, timesteps
 
 SPACINGS = ("leading", "trailing", "linspace")
 BETAS_T = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32).double() ** 2
@@ -115,10 +115,10 @@ def test_a_perfect_denoiser_arrives_in_one_step(prediction: Any) -> None:
     torch.testing.assert_close(step(output, mixed, Leg(500, here, there), prediction), expected)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_signal_grows_along_every_trajectory(name: str) -> None:
+@pytest.mark.parametrize("sampler", [ddim, euler])
+def test_signal_grows_along_every_trajectory(sampler: Any) -> None:
     for spacing, steps in itertools.product(SPACINGS, (2, 20, 500)):
-        legs = SAMPLERS[name](BETAS_T, settings(spacing, 1), steps).legs
+        legs = sampler(BETAS_T, settings(spacing, 1), steps).legs
         assert len(legs) == steps
         assert all(leg.alpha_bar < leg.next_alpha_bar <= 1 for leg in legs[:-1])
 

@@ -117,6 +117,61 @@ def test_sides_and_steps_that_do_not_fit_are_all_named(tiny: Tiny) -> None:
         draw(model, [Prompt("a")], batch_size=0)
 
 
+# ---- flow models
+
+
+def test_a_picture_of_a_flow_model_is_the_written_out_recipe(tiny: Tiny) -> None:
+    """Shares of noise 1, 3/4, 1/2, 1/4, 0 shifted by 3: 1, 0.9, 0.75, 0.5, 0."""
+    model, prompt = tiny("flow"), Prompt("red hair", "blurry", seed=1, steps=4, cfg=3)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(1))
+    conditioning = model.encode_text(model.tokenize(["blurry", "red hair"]))
+    with torch.no_grad():
+        for here, there in ((1, 0.9), (0.9, 0.75), (0.75, 0.5), (0.5, 0)):
+            away, towards = model.predict(
+                torch.cat([latents, latents]), torch.full((2,), 1000 * here), conditioning
+            ).chunk(2)
+            latents = latents + (there - here) * (away + 3 * (towards - away))
+        pixels = ((model.decode_latents(latents) / 2 + 0.5).clamp(0, 1) * 255).round()[0].permute(1, 2, 0)
+    assert difference(draw(model, [prompt])[0], Image.fromarray(pixels.numpy().astype(np.uint8))) <= 1
+
+
+def test_only_flow_models_are_told_a_guidance_and_every_row_its_own(tiny: Tiny) -> None:
+    model = tiny("flow")
+    draw(model, [Prompt("a", steps=1), Prompt("b", steps=1, guidance=2.0)])
+    draw(model, [Prompt("a", steps=1, cfg=1, guidance=0.0)])
+    assert model.guidance == [[3.5, 2.0, 3.5, 2.0], [0.0]]
+    model = tiny()
+    draw(model, [Prompt("a", steps=1)])
+    assert model.guidance == []
+
+
+def test_a_guidance_that_would_do_nothing_is_named(tiny: Tiny) -> None:
+    with pytest.raises(Problems) as caught:
+        draw(tiny("v"), [Prompt("a", guidance=3.5)])
+    (problem,) = caught.value.problems
+    assert problem.where == "prompt 1, guidance"
+    assert problem.what == "3.5 does nothing with a model that predicts v: leave it out, and set cfg (--l) instead"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "sampler", "made_for", "allowed"),
+    [("flow", "ddim", "epsilon or v", "flow-euler"), ("epsilon", "flow-euler", "flow", "ddim, euler"), ("v", "flow-euler", "flow", "ddim, euler")],
+)  # fmt: skip
+def test_a_sampler_of_other_models_is_named(
+    tiny: Tiny, prediction: str, sampler: str, made_for: str, allowed: str
+) -> None:
+    model = tiny(prediction)
+    with pytest.raises(Problems) as caught:
+        draw(model, [Prompt("a"), Prompt("b", sampler=sampler, width=30)])
+    found = {problem.where: problem.what for problem in caught.value.problems}
+    assert found.keys() == {"prompt 2, width", "prompt 2, sampler"}
+    assert found["prompt 2, sampler"] == (
+        f"'{sampler}' draws with models that predict {made_for}; this one predicts {prediction}. Allowed: {allowed}. "
+        f"Without a sampler, {allowed.partition(',')[0]} is taken."
+    )
+    assert model.encoded == [], "nothing was started"
+
+
 def test_no_prompts_are_no_pictures(tiny: Tiny) -> None:
     assert draw(tiny(), []) == []
 

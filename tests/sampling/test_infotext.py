@@ -13,6 +13,7 @@ from PIL import Image
 from lorabake.base.errors import UserError
 from lorabake.sampling.infotext import Infotext, UsedLora, infotext_of, parse, read, save_png, write
 from lorabake.sampling.prompts import Prompt
+from lorabake.sampling.samplers import SAMPLERS
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 tricky = st.sampled_from(
@@ -29,7 +30,8 @@ names = texts.map(lambda text: text.replace("/", "").replace("\\", ""))
 sides = st.one_of(st.none(), st.integers(8, 4096))
 prompts = st.builds(
     Prompt, texts | tricky, texts | tricky, st.integers(0, 2**64 - 1), st.integers(1, 1000), st.floats(1, 30),
-    st.just(64), sides.map(lambda side: side or 64), st.sampled_from(["ddim", "euler"]),
+    st.just(64), sides.map(lambda side: side or 64), st.sampled_from([None, *SAMPLERS]),
+    st.none() | st.floats(0, 30),
 )  # fmt: skip
 loras = st.builds(UsedLora, names, st.floats(-3, 3), st.sampled_from(["", "0123456789ab"]))
 extras = st.dictionaries(st.sampled_from(["Clip skip", "Version", "VAE"]), names)
@@ -51,7 +53,7 @@ def test_what_is_written_is_read_back(info: Infotext) -> None:
 
 
 def test_it_looks_as_web_ui_writes_it() -> None:
-    prompt = Prompt("a girl, smile", "blurry", 1, 20, 7, 512, 768)
+    prompt = Prompt("a girl, smile", "blurry", 1, 20, 7, 512, 768, "ddim")
     loras = (UsedLora("mira", 0.8, "0123456789ab"), UsedLora("hat", 1.0, "ba9876543210"))
     assert write(Infotext(prompt, "sd15", "6ce0161689", loras, {"Clip skip": "2"})) == (
         "a girl, smile <lora:mira:0.8> <lora:hat:1>\n"

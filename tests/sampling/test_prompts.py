@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,8 +15,8 @@ from lorabake.sampling.prompts import Prompt, line_to_prompt, prompts_from_file,
 
 
 def test_a_line_with_everything() -> None:
-    line = "a girl, smile --n blurry, bad hands --w 512 --H 768 --d 42 --s 30 --l 7.5 --ss k_euler"
-    assert line_to_prompt(line) == Prompt("a girl, smile", "blurry, bad hands", 42, 30, 7.5, 512, 768, "euler")
+    line = "a girl, smile --n blurry, bad hands --w 512 --H 768 --d 42 --s 30 --l 7.5 --ss k_euler --g 2.5"
+    assert line_to_prompt(line) == Prompt("a girl, smile", "blurry, bad hands", 42, 30, 7.5, 512, 768, "euler", 2.5)
 
 
 def test_a_line_of_text_alone_has_the_defaults_and_the_given_seed() -> None:
@@ -79,16 +80,19 @@ def test_what_is_written_as_a_line_is_read_back(
 @pytest.mark.parametrize(
     "wrong",
     [{"seed": -1}, {"seed": 2**64}, {"steps": 0}, {"steps": 1001}, {"cfg": 0.9}, {"cfg": float("nan")}, {"cfg": float("inf")},
-     {"width": 0}, {"height": -8}, {"sampler": "ddpm"}],
+     {"width": 0}, {"height": -8}, {"sampler": "ddpm"}, {"guidance": -1.0}, {"guidance": float("nan")}],
 )  # fmt: skip
 def test_a_prompt_that_cannot_be_drawn_is_not_made(wrong: dict) -> None:
     with pytest.raises(Problems, match=next(iter(wrong))):
         Prompt("a", **wrong)
 
 
-def test_sized_fills_only_what_is_open() -> None:
-    prompt = Prompt("a", width=96).sized(64)
-    assert (prompt.width, prompt.height) == (96, 64)
+@pytest.mark.parametrize(("prediction", "sampler"), [("epsilon", "ddim"), ("v", "ddim"), ("flow", "flow-euler")])
+def test_a_model_fills_only_what_is_open(tiny: Any, prediction: str, sampler: str) -> None:
+    facts = tiny(prediction).facts
+    assert Prompt("a", width=96).on(facts) == Prompt("a", width=96, height=32, sampler=sampler)
+    assert Prompt("a", sampler="euler").on(facts).sampler == "euler"
+    assert Prompt("a", guidance=0.0).on(facts).on(facts).guidance == 0.0
 
 
 def test_a_file_of_lines(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ lorabake generate "zorbi, forest" --lora runs/zorbi/checkpoints/zorbi.safetensor
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 HELP = "draw pictures with a base model and LoRA files"
@@ -14,7 +15,7 @@ HELP = "draw pictures with a base model and LoRA files"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``generate``."""
-    from lorabake.cli.arguments import add_json
+    from lorabake.cli.arguments import add_base, add_json, add_text_options
 
     parser.add_argument(
         "prompt",
@@ -24,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="a file of prompts (.txt one a line, .toml, .json)"
     )
-    parser.add_argument("--base", default="pocket", help="base model: a diffusers folder, or 'pocket' (default)")
+    add_base(parser, "pocket")
     parser.add_argument(
         "--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="LoRA file; may be repeated"
     )
@@ -35,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("pictures"), help="folder, or a .png for a single picture (default pictures/)"
     )
+    add_text_options(parser)
     add_json(parser, "print the files as JSON")
 
 
@@ -43,12 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from lorabake.base.errors import UserError
+    from lorabake.cli.arguments import base_facts, text_options
     from lorabake.cli.terminal import bar, show_json
-    from lorabake.families import inspect_model, load_model
+    from lorabake.families import load_model
     from lorabake.sampling.apply import apply_lora
     from lorabake.sampling.draw import draw
     from lorabake.sampling.infotext import Infotext, UsedLora, save_png, write
     from lorabake.sampling.prompts import line_to_prompt, prompts_from_file
+    from lorabake.sampling.reading import cut_prompts
 
     prompts = [line_to_prompt(line, arguments.seed) for line in arguments.prompt]
     if arguments.prompts:
@@ -60,18 +64,22 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     if arguments.out.suffix and len(prompts) > 1:
         raise UserError(f"{len(prompts)} pictures do not fit into '{arguments.out}'. Give a folder with --out.")
-    facts = inspect_model(arguments.base)
+    facts = base_facts(arguments, {})
     loras = [_lora(text) for text in arguments.lora]
-    model = load_model(facts)
+    options = text_options(arguments, facts, [path for path, _ in loras])
+    for note in cut_prompts(facts, prompts, options.get("max_tokens", 75)):
+        print(f"note: {note}", file=sys.stderr)
+    model = load_model(facts, **options)
     for path, weight in loras:
         apply_lora(model, path, weight)
     with bar("drawing") as progress:
         images = draw(model, prompts, progress=progress)
+    extra = {"Clip skip": str(options["clip_skip"])} if options.get("clip_skip", 1) > 1 else {}
     used = tuple(UsedLora(path.stem, weight) for path, weight in loras)
     files = []
     for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         path = arguments.out if arguments.out.suffix else arguments.out / f"{index:04d}_{prompt.seed}.png"
-        save_png(image, path, write(Infotext(prompt.sized(facts.resolution), facts.name, loras=used)))
+        save_png(image, path, write(Infotext(prompt.on(facts), facts.name, loras=used, extra=extra)))
         files.append(str(path))
     show_json(files) if arguments.json else print("\n".join(files))
     return 0

@@ -6,6 +6,7 @@ lorabake grid runs/mira --prompt "mira, forest" --prompt "mira, beach" --weights
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 HELP = "compare checkpoints × weights × prompts × seeds in one picture"
@@ -13,7 +14,7 @@ HELP = "compare checkpoints × weights × prompts × seeds in one picture"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``grid``."""
-    from lorabake.cli.arguments import add_json
+    from lorabake.cli.arguments import add_base, add_json, add_text_options
 
     parser.add_argument("run", nargs="+", type=Path, metavar="RUN|LORA", help="a run folder, or LoRA files")
     parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
@@ -21,8 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="1", help="LoRA weights, such as 0.4,0.7,1 (default 1)")
     parser.add_argument("--seeds", default="", help="seeds, such as 1,2,3 or 1-4 (default: the prompts' own)")
     parser.add_argument("--last", type=int, metavar="N", help="only the last N checkpoints of the run")
-    parser.add_argument("--base", help="base model (default: the run's own)")
+    add_base(parser, "the run's own")
     parser.add_argument("--out", type=Path, help=".png or .webp (default: grid.png in the run folder)")
+    add_text_options(parser)
     add_json(parser, "print the file as JSON")
 
 
@@ -30,11 +32,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw the grid and say where it is."""
     from lorabake.api import checkpoints_of
     from lorabake.base.errors import UserError
+    from lorabake.cli.arguments import base_facts, text_options
     from lorabake.cli.terminal import bar, show_json
     from lorabake.families import load_model
     from lorabake.sampling.axes import seeds, weights
     from lorabake.sampling.grid import save_grid
     from lorabake.sampling.prompts import line_to_prompt, prompts_from_file
+    from lorabake.sampling.reading import cut_prompts
     from lorabake.sampling.tasting import taste
 
     prompts = [line_to_prompt(line) for line in arguments.prompt]
@@ -42,10 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
         prompts += prompts_from_file(arguments.prompts)
     if not prompts:
         raise UserError('No prompts: give some with --prompt "…", or a file with --prompts.')
-    files, own_base = checkpoints_of(arguments.run)
+    files, own = checkpoints_of(arguments.run)
     files = files[-arguments.last :] if arguments.last else files
     chosen_weights, chosen_seeds = weights(arguments.weights), seeds(arguments.seeds) if arguments.seeds else ()
-    model = load_model(arguments.base or own_base or "pocket")
+    facts = base_facts(arguments, own)
+    options = text_options(arguments, facts, files)
+    for note in cut_prompts(facts, prompts, options.get("max_tokens", 75)):
+        print(f"note: {note}", file=sys.stderr)
+    model = load_model(facts, **options)
     with bar("drawing") as progress:
         picture = taste(model, files, chosen_weights, prompts, chosen_seeds, progress).picture()
     folder = arguments.run[0] if arguments.run[0].is_dir() else Path()

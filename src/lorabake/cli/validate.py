@@ -1,8 +1,18 @@
-"""Check a recipe or folder without starting anything: every problem at once, and what would be trained."""
+"""Check a recipe or folder without starting anything: every problem at once, and what would be trained.
+
+lorabake validate mira
+lorabake validate mira/recipe.toml --captions 5      what the text encoder sees of the five longest captions, and what is cut off
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorabake.recipe import SeenCaption
 
 HELP = "check a recipe without running it"
 
@@ -12,6 +22,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from lorabake.cli.arguments import add_json, add_recipe
 
     add_recipe(parser)
+    parser.add_argument(
+        "--captions",
+        nargs="?",
+        type=_count,
+        const=None,
+        default=0,
+        metavar="N",
+        help="show what the text encoder sees of each caption, the longest first; only of N if given",
+    )
     add_json(parser)
 
 
@@ -29,9 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
     per_epoch = -(-batches // recipe.train.gradient_accumulation)
     steps = recipe.train.length.steps(per_epoch)
     seen = round(dataset.entries * steps / per_epoch)
+    captions = sorted(checked.captions, key=lambda caption: -caption.tokens)
+    shown = captions[: arguments.captions]
     if arguments.json:
-        show_json({"recipe": recipe.to_dict(), "reasons": recipe.reasons, "dataset": dataset.summary(), "steps_per_epoch": per_epoch,
-                   "steps": steps, "images_seen": seen, "warnings": list(checked.warnings)})  # fmt: skip
+        told = {"recipe": recipe.to_dict(), "reasons": recipe.reasons, "dataset": dataset.summary(), "steps_per_epoch": per_epoch,
+                "steps": steps, "images_seen": seen, "warnings": list(checked.warnings)}  # fmt: skip
+        show_json(told if arguments.captions == 0 else told | {"captions": _plain(captions, shown)})
         return 0
     print(f"{arguments.recipe} is fine.")
     print(
@@ -41,8 +63,59 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"  run       {recipe.train.length} = {steps} optimizer steps of {recipe.train.batch_size} × {recipe.train.gradient_accumulation}, {seen} images seen"
     )
+    print(f"  captions  {_summary(captions)}")
     for name, why in recipe.reasons.items():
         print(f"  {name} because {why}")
     for warning in checked.warnings:
         print(f"  note: {warning}")
+    for caption in shown:
+        print(_text(caption))
     return 0
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} captions cannot be shown; give 1 or more, or no number for all")
+    return number
+
+
+def _summary(captions: Sequence[SeenCaption]) -> str:
+    """One line about all of them; ``captions`` from the longest to the shortest."""
+    if not captions:
+        return "not looked at: this family of models does not say how it reads them"
+    room = min(reading.room for reading in captions[0].readings.values())
+    cut = sum(caption.is_cut for caption in captions)
+    told = f"{cut} are cut off at {room}" if cut else f"all fit into {room}"
+    return f"{len(captions)}, of {captions[-1].tokens} to {captions[0].tokens} tokens; {told}"
+
+
+def _text(caption: SeenCaption) -> str:
+    """What is seen of one caption, for people."""
+    lines = [f"\n{caption.picture}"]
+    alike = len({(reading.tokens, reading.lost) for reading in caption.readings.values()}) == 1
+    for part, reading in list(caption.readings.items())[: 1 if alike else None]:
+        windows = f" in {reading.windows} windows" if reading.windows > 1 else ""
+        read = f"{reading.room} of {reading.tokens}" if reading.lost else f"all {reading.tokens}"
+        lines.append(f"  {'' if alike else part + ': '}{read} tokens read{windows}: {_printable(reading.kept)}")
+        lines += [f"  cut off: {_printable(reading.lost)}"] if reading.lost else []
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """Captions may hold anything, also what terminals obey."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def _plain(captions: Sequence[SeenCaption], shown: Sequence[SeenCaption]) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "count": len(captions),
+        "cut": sum(caption.is_cut for caption in captions),
+        "longest": max((caption.tokens for caption in captions), default=0),
+        "shown": [
+            {"picture": caption.picture, "text": caption.text, "cut": caption.is_cut,
+             "text_encoders": {part: dataclasses.asdict(reading) for part, reading in caption.readings.items()}}
+            for caption in shown
+        ],
+    }  # fmt: skip

@@ -66,8 +66,8 @@ def caption_for_step(text: str, config: CaptionConfig, rng: random.Random) -> st
     dropped, order, tags = rng.random(), rng.getrandbits(64), rng.getrandbits(64)
     if dropped < config.caption_dropout:
         return ""
-    text = " ".join(part for part in (config.prefix.strip(), text.strip(), config.suffix.strip()) if part)
-    if config.keep_tokens_separator.strip() not in text and not (config.shuffle or config.tag_dropout):
+    text = _whole(text, config)
+    if _stays_whole(text, config):
         return text
     front, flexible, back = _split(text, config)
     kept = random.Random(tags)
@@ -80,6 +80,22 @@ def caption_for_step(text: str, config: CaptionConfig, rng: random.Random) -> st
     return _joiner(config).join([*front, *survivors, *back])
 
 
+def full_caption(text: str, config: CaptionConfig) -> str:
+    """The caption as training shows it when no tag is dropped, its tags in the order of the file; "" where none is ever shown.
+
+    Args:
+        text: the caption as it is in the file (one line).
+        config: what is done to it.
+    """
+    if config.caption_dropout == 1:
+        return ""
+    text = _whole(text, config)
+    if _stays_whole(text, config):
+        return text
+    front, flexible, back = _split(text, config)
+    return _joiner(config).join([*front, *flexible, *back])
+
+
 def is_static(config: CaptionConfig) -> bool:
     """Whether a picture has the same caption at every step, so that its text embedding may be computed once and kept."""
     return not (config.shuffle or config.tag_dropout or config.caption_dropout)
@@ -90,6 +106,15 @@ def idle_settings(config: CaptionConfig) -> tuple[str, ...]:
     if config.keep_tokens and not (config.shuffle or config.tag_dropout):
         return (f"keep_tokens = {config.keep_tokens} does nothing: neither shuffle nor tag_dropout is on.",)
     return ()
+
+
+def _whole(text: str, config: CaptionConfig) -> str:
+    return " ".join(part for part in (config.prefix.strip(), text.strip(), config.suffix.strip()) if part)
+
+
+def _stays_whole(text: str, config: CaptionConfig) -> bool:
+    """Whether the caption is not taken apart into tags."""
+    return config.keep_tokens_separator.strip() not in text and not (config.shuffle or config.tag_dropout)
 
 
 def _split(text: str, config: CaptionConfig) -> tuple[list[str], list[str], list[str]]:

@@ -2,41 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from lorabake.base.cards import cards
-from lorabake.base.errors import UserError
+from lorabake.base.errors import Problem, Problems, UserError
 from lorabake.base.places import POCKET_MODEL
-from lorabake.protocols.family import FamilyCard, Model, ModelFacts
+from lorabake.families.networks.describe import describe
+from lorabake.protocols.family import FamilyCard, Model, ModelFacts, ModelSource, Part, Prediction, Reader
+
+_BASES = "Give a .safetensors file, a model folder in diffusers layout, or 'pocket' for the embedded model."
+_PARTS = "Give a .safetensors file or a folder."
 
 
-def inspect_model(base: str | Path) -> ModelFacts:
-    """Facts of the base model at ``base`` (a path, or ``pocket`` for the embedded one), without reading weights.
+def inspect_model(
+    base: str | Path,
+    vae: str | Path | None = None,
+    text_encoders: Sequence[str | Path] = (),
+    prediction: Prediction | None = None,
+) -> ModelFacts:
+    """Facts of a base model, without reading its weights.
+
+    Args:
+        base: a single ``.safetensors`` file, a folder in diffusers layout, or ``pocket`` for the embedded model.
+        vae: an autoencoder to use in place of its own, a file or folder.
+        text_encoders: text encoders to use in place of its own, files or folders.
+        prediction: what it predicts, where the files do not say it or are wrong.
 
     Raises:
-        UserError: there is nothing there, or no family recognises it.
+        Problems: a path does not exist; all of them are named.
+        UserError: no family recognises the base, or the one that does cannot use it; the message says what it is.
     """
-    path = POCKET_MODEL if str(base) == "pocket" else Path(base).expanduser()
-    if not path.exists():
-        raise UserError(
-            f"'{base}' does not exist. Give a model folder in diffusers layout, or 'pocket' for the embedded model."
-        )
-    if path.is_file():
-        raise UserError(
-            f"'{base}' is a file. Give a model folder in diffusers layout (model_index.json beside unet/, vae/ …), or 'pocket'."
-        )
-    for card in cards("family").values():
-        if facts := cast(FamilyCard, card).recognise(path):
-            return facts
-    raise UserError(
-        f"'{base}' is not a model folder that is understood: no family of {', '.join(cards('family'))} recognised it. "
-        "A diffusers folder has model_index.json beside unet/, vae/, text_encoder/ and tokenizer/."
+    source = ModelSource(
+        base=POCKET_MODEL if str(base) == "pocket" else Path(base).expanduser(),
+        vae=Path(vae).expanduser() if vae is not None else None,
+        text_encoders=tuple(Path(path).expanduser() for path in text_encoders),
+        prediction=prediction,
     )
+    named = [("base", source.base), ("vae", source.vae), *(("text_encoders", path) for path in source.text_encoders)]
+    if missing := [
+        Problem(name, f"'{path}' does not exist. {_BASES if name == 'base' else _PARTS}")
+        for name, path in named
+        if path and not path.exists()
+    ]:
+        raise Problems("The model", missing)
+    for card in cards("family").values():
+        if facts := cast(FamilyCard, card).recognise(source):
+            return facts
+    raise UserError(f"'{base}' cannot be trained on: {describe(source.base)}")
 
 
 def load_model(facts: ModelFacts | str | Path, **options: Any) -> Model:
     """Load the model that ``facts`` (or a path, or ``pocket``) describes. Options are the family's: dtype, device, clip_skip …"""
     if not isinstance(facts, ModelFacts):
         facts = inspect_model(facts)
-    return cards("family")[facts.family].load()(facts, **options)
+    return family_card(facts).load()(facts, **options)
+
+
+def family_card(facts: ModelFacts) -> FamilyCard:
+    """The card of the family that recognised a model."""
+    return cast(FamilyCard, cards("family")[facts.family])
+
+
+def caption_readers(facts: ModelFacts, max_tokens: int) -> Mapping[Part, Reader]:
+    """What each text encoder of the model that ``facts`` describes sees of captions; no weights are read.
+
+    Raises:
+        UserError: the model's tokenizer files are missing or broken.
+    """
+    return family_card(facts).readers(facts, max_tokens)

@@ -66,8 +66,8 @@ class TrainingFacts:
     """``sd_v1``, ``sd_v2_v``, ``sdxl_base_v1-0`` …"""
     architecture: str
     """``modelspec.architecture`` without its ``/lora``, e.g. ``stable-diffusion-v1``."""
-    prediction_type: Literal["epsilon", "v"] = "epsilon"
-    """``modelspec.prediction_type``."""
+    prediction_type: Literal["epsilon", "v"] | None = "epsilon"
+    """``modelspec.prediction_type``; None for flow models, for which it has no word."""
     v2: bool = False
     sd_model_name: str
     sd_model_hash: str | None = None
@@ -165,6 +165,15 @@ class TrainingFacts:
     huber_scale: Number | None = None
     huber_c: Number | None = None
 
+    # Flow models alone
+    timestep_sampling: str | None = None
+    sigmoid_scale: Number | None = None
+    discrete_flow_shift: Number | None = None
+    logit_mean: Number | None = None
+    logit_std: Number | None = None
+    model_prediction_type: str | None = None
+    guidance_scale: Number | None = None
+
     # Validation
     validation_seed: int | None = None
     validation_split: Number = 0.0
@@ -174,6 +183,15 @@ class TrainingFacts:
 
 
 _WRITTEN_APART = {"trigger_words", "training_comment", "lorabake_version", "spec", "architecture", "prediction_type"}
+_OF_FLOW = [
+    "timestep_sampling",
+    "sigmoid_scale",
+    "discrete_flow_shift",
+    "logit_mean",
+    "logit_std",
+    "model_prediction_type",
+    "guidance_scale",
+]
 _LEFT_OUT_WHEN_EMPTY = {"sd_model_hash", "new_sd_model_hash", "vae_name", "vae_hash", "new_vae_hash", "network_args"}
 _FILES = {"output_name", "sd_model_name", "vae_name"}
 _BY_FOLDER = {"dataset_dirs", "reg_dataset_dirs", "tag_frequency"}
@@ -190,6 +208,8 @@ def training_metadata(facts: TrainingFacts) -> dict[str, str]:
     for item in dataclasses.fields(facts):
         value = getattr(facts, item.name)
         if item.name in _WRITTEN_APART or (item.name in _LEFT_OUT_WHEN_EMPTY and not value):
+            continue
+        if item.name in _OF_FLOW and value is None:
             continue
         if item.name in _BY_FOLDER:
             value = _by_base_name(value)

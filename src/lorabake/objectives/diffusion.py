@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from lorabake.base.cards import Card, Settings, find
+from lorabake.base.cards import find
 from lorabake.base.lazy import lazy_module
+from lorabake.objectives._settings import ObjectiveSettings
+from lorabake.objectives.timesteps import Draw
+from lorabake.protocols.family import Prediction
+from lorabake.protocols.objective import ObjectiveCard
 
 if TYPE_CHECKING:
     import torch
@@ -18,33 +23,17 @@ else:
     torch = lazy_module("torch")
 
 
-class DiffusionSettings(Settings):
+class DiffusionSettings(ObjectiveSettings):
     """Settings of ``diffusion``."""
 
-    loss: str = "l2"
-    """How far a prediction is from its target. See `lorabake list losses`."""
     weighting: str = "min-snr"
     """How much each timestep counts. min-snr is steadier for ε and v models; none is the plain loss. See `lorabake list weightings`."""
     min_snr_gamma: float = Field(default=5.0, gt=0, le=100)
     """γ of min-snr: timesteps with a signal-to-noise ratio above it are damped. 5 is usual, 1 to 20 safe."""
-    timesteps: str = "uniform"
-    """How timesteps are drawn. See `lorabake list timesteps`."""
-    min_timestep: int = Field(default=0, ge=0, le=999)
-    """Lowest timestep trained (0 is clean)."""
-    max_timestep: int = Field(default=1000, ge=1, le=1000)
-    """Timesteps trained are below this (999 is pure noise)."""
-
-    @model_validator(mode="after")
-    def _some_timestep_is_trained(self) -> DiffusionSettings:
-        if self.min_timestep >= self.max_timestep:
-            raise ValueError(
-                f"min_timestep {self.min_timestep} must be below max_timestep {self.max_timestep}: nothing lies between."
-            )
-        return self
 
     def metadata(self) -> dict[str, Any]:
         """γ where it is used, and the loss."""
-        return {"min_snr_gamma": self.min_snr_gamma if self.weighting == "min-snr" else None, "loss_type": self.loss}
+        return super().metadata() | {"min_snr_gamma": self.min_snr_gamma if self.weighting == "min-snr" else None}
 
 
 class Diffusion:
@@ -55,10 +44,18 @@ class Diffusion:
         betas_T: the model's noise schedule.
         prediction: ``epsilon`` or ``v``.
         device: where the tables live; nothing is moved between devices later.
+        sampler: the model's scheduler settings, for timestep rules that go by them.
     """
 
-    def __init__(self, settings: DiffusionSettings, betas_T: Tensor, prediction: str, device: torch.device) -> None:
-        self.settings, self.predicts_v = settings, prediction == "v"
+    def __init__(
+        self,
+        settings: DiffusionSettings,
+        betas_T: Tensor,
+        prediction: Prediction,
+        device: torch.device,
+        sampler: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings, self.predicts_v, self._sampler = settings, prediction == "v", sampler or {}
         self._loss = find("loss", settings.loss).load()
         self._weigh = find("weighting", settings.weighting).load()
         self._draw = find("timesteps", settings.timesteps).load()
@@ -66,12 +63,14 @@ class Diffusion:
         snr_T = alphas_cumprod_T / (1 - alphas_cumprod_T)
         self.signal_T = alphas_cumprod_T.sqrt().float().to(device)
         self.noise_T = (1 - alphas_cumprod_T).sqrt().float().to(device)
-        self.weight_T = self._weigh(snr_T, self.predicts_v, settings).float().to(device)
+        self.weight_T = self._weigh(snr_T, prediction, settings).float().to(device)
 
-    def draw_timesteps(self, count: int, generator: Generator) -> Tensor:
+    def draw_timesteps(self, shape_BCHW: Sequence[int], generator: Generator) -> Tensor:
         """``timesteps_B``, int64 on the CPU."""
         high = min(self.settings.max_timestep, len(self.signal_T))
-        return self._draw(count, min(self.settings.min_timestep, high - 1), high, generator)
+        low = min(self.settings.min_timestep, high - 1)
+        shares_B = self._draw(Draw.of(shape_BCHW, high - low, self._sampler, self.settings, generator))
+        return low + (shares_B * (high - low)).long().clamp(max=high - low - 1)
 
     def corrupt(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """x_t = √ᾱ_t x + √(1 − ᾱ_t) ε."""
@@ -95,17 +94,19 @@ class Diffusion:
 
 def diffusion_for(settings: DiffusionSettings, model: Model) -> Diffusion:
     """The objective on a model's own schedule and prediction type."""
-    return Diffusion(settings, model.betas_T, model.facts.prediction, model.device)
+    assert model.betas_T is not None, "recipes are checked: an objective's card says which predictions it serves"
+    return Diffusion(settings, model.betas_T, model.facts.prediction, model.device, model.sampler)
 
 
 def _per_sample(values_B: Tensor) -> Tensor:
     return values_B[:, None, None, None]
 
 
-CARD = Card(
+CARD = ObjectiveCard(
     kind="objective",
     name="diffusion",
     summary="Noise prediction (ε or v, as the base model was trained) on the model's own schedule.",
     code="lorabake.objectives.diffusion:diffusion_for",
     settings=DiffusionSettings,
+    predictions=("epsilon", "v"),
 )

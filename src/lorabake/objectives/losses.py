@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.base.cards import Card
+from lorabake.protocols.objective import RuleCard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,4 +15,4 @@ def l2(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square()
 
 
-CARDS = (Card("loss", "l2", "Squared error; keeps the most detail.", "lorabake.objectives.losses:l2"),)
+CARDS = (RuleCard("loss", "l2", "Squared error; keeps the most detail.", "lorabake.objectives.losses:l2"),)

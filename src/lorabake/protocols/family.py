@@ -17,11 +17,27 @@ Prediction = Literal["epsilon", "v", "flow"]
 """What the denoiser answers: the noise ε, v, or the direction from picture to noise (flow matching)."""
 Part = Literal["denoiser", "text_encoder", "text_encoder_2", "text_encoder_3"]
 LayerGroup = Literal["transformer", "resnet", "text", "other"]
+TextOption = Literal["clip_skip", "max_tokens"]
+"""Settings of a recipe's model section about how captions are read, which not every family has."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a base model is, as its user gave it; every path exists."""
+
+    base: Path
+    """A single ``.safetensors`` file, or a folder in diffusers layout."""
+    vae: Path | None = None
+    """An autoencoder to use in place of the base's own: a file or a folder."""
+    text_encoders: tuple[Path, ...] = ()
+    """Text encoders to use in place of the base's own: files or folders, in any order."""
+    prediction: Prediction | None = None
+    """What the user says that the denoiser predicts; None believes the files."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of a base model from its small files alone, before any weight is read."""
+    """What is known of a base model from its small files and the headers of its large ones, before any weight is read."""
 
     family: str
     path: Path
@@ -42,13 +58,49 @@ class ModelFacts:
     """Fingerprint (hex) of all files of the model, to tell whether a run still stands on the same base."""
     small: bool
     """Narrow layers, as the pocket model has: they want a higher learning rate, and one thread on a CPU."""
+    vae: Path | None = None
+    """As in :class:`ModelSource`."""
+    text_encoders: tuple[Path, ...] = ()
+    """As in :class:`ModelSource`."""
+    notes: tuple[str, ...] = ()
+    """What had to be assumed because the files do not say it, and how to say it."""
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the model is, with what is known of its prediction."""
+        return ModelSource(self.path, self.vae, self.text_encoders, self.prediction)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a text encoder sees of a caption."""
+
+    tokens: int
+    """Tokens of the whole caption, without start and end."""
+    room: int
+    """Tokens that fit."""
+    windows: int
+    """Rows of the text encoder's own length that hold some of it; at least 1."""
+    kept: str
+    lost: str
+    """The end of the caption that does not fit; empty when all of it does."""
+
+
+Reader = Callable[[Sequence[str]], list[Reading]]
+"""Reads captions as one text encoder's tokenizer does."""
 
 
 @dataclass(frozen=True)
 class FamilyCard(Card):
     """A family's card: how its models are recognised on disk, from names and metadata inside, never from the file's name."""
 
-    recognise: Callable[[Path], ModelFacts | None] = lambda path: None
+    recognise: Callable[[ModelSource], ModelFacts | None] = lambda source: None
+    """Facts, or None for models of other families. Raises UserError for a model of the family that cannot be used."""
+    text_options: frozenset[TextOption] = frozenset()
+    """Which of them models of this family are loaded with; the others do nothing."""
+    readers: Callable[[ModelFacts, int], Mapping[Part, Reader]] = lambda facts, max_tokens: {}
+    """For each text encoder what it sees of captions, told from the tokenizer's files alone, without weights or torch.
+    ``max_tokens`` is the recipe's setting. Raises UserError where those files are broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +117,8 @@ class Layer:
 
 
 Tokens = dict[str, "Tensor"]
-"""Token ids ``ids_BL`` by text encoder, under the names of parts; every tensor has the batch first."""
+"""Token ids ``ids_BL`` by text encoder, under the names of parts; every tensor has the batch first. Where captions may be longer
+than the text encoder, L is a multiple of its length: one window after the other."""
 Conditioning = dict[str, "Tensor"]
 """What the denoiser is told besides the latents; every tensor has the batch first."""
 

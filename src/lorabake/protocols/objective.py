@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, get_args
+
+from lorabake.base.cards import Card
+from lorabake.protocols.family import Prediction
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+RULES = ("loss", "weighting", "timesteps")
+"""Kinds of rules that objectives share. An objective's setting that chooses one is called as its kind is."""
+
+
+@dataclass(frozen=True)
+class ObjectiveCard(Card):
+    """An objective's card. ``code`` names a function ``code(settings, model)`` that makes an :class:`Objective`."""
+
+    predictions: tuple[Prediction, ...] = ()
+    """What the models predict that it trains. Among all objectives, every prediction belongs to one."""
+
+
+@dataclass(frozen=True)
+class RuleCard(Card):
+    """The card of a loss, a weighting or a timestep rule: a formula that any objective for ``predictions`` may use."""
+
+    predictions: tuple[Prediction, ...] = get_args(Prediction)
+    """What the models predict that it is good for."""
+    reads: tuple[str, ...] = ()
+    """The objective's settings that it goes by. Where another rule of its kind is chosen, they do nothing."""
+
 
 class Objective(Protocol):
-    """Made by the function its card names, ``code(settings, model)``. Legend: B batch, C channels, H and W latent height and width."""
+    """Made by the function its card names. Legend: B batch, C channels, H and W latent height and width."""
 
-    def draw_timesteps(self, count: int, generator: Generator) -> Tensor:
-        """``timesteps_B`` on the CPU."""
+    def draw_timesteps(self, shape_BCHW: Sequence[int], generator: Generator) -> Tensor:
+        """``timesteps_B`` on the CPU for latents of this shape: whole numbers, or floats in [0, 1000] for flow models."""
         ...
 
     def corrupt(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:

@@ -2,5 +2,6 @@
 
 from lorabake.recipe.check import Checked, check, check_values
 from lorabake.recipe.recipe import Choice, Recipe
+from lorabake.recipe.seen import SeenCaption
 
-__all__ = ["Checked", "Choice", "Recipe", "check", "check_values"]
+__all__ = ["Checked", "Choice", "Recipe", "SeenCaption", "check", "check_values"]

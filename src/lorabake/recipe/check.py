@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from lorabake.dataset.buckets import idle_settings as idle_buckets
 from lorabake.dataset.caption import CaptionConfig
 from lorabake.dataset.caption import idle_settings as idle_captions
 from lorabake.dataset.folder import Dataset, open_dataset
-from lorabake.families import inspect_model
-from lorabake.protocols.family import ModelFacts
-from lorabake.recipe.load import anchored, parse_sections, read_raw
+from lorabake.families import caption_readers, family_card, inspect_model
+from lorabake.protocols.family import ModelFacts, TextOption
+from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
+from lorabake.recipe.objectives import idle_settings as idle_rules
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
-from lorabake.recipe.sections import RateSettings, TrainSettings
+from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings
+from lorabake.recipe.seen import SeenCaption, see_captions, token_warnings
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class Checked:
     """Bucket and crop of each of the dataset's samples."""
     warnings: tuple[str, ...]
     """What is allowed and probably not meant."""
+    captions: tuple[SeenCaption, ...]
+    """What the text encoders see of each of the dataset's samples; empty where the family does not say."""
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
@@ -51,15 +56,22 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
         Problems: as for :func:`check`.
     """
     problems: list[Problem] = []
-    values = parse_sections(anchored(raw, Path()), problems)
-    facts = _facts(values, problems)
+    about_model: list[Problem] = []
+    raw = anchored(raw, Path())
+    facts = _facts(parse_model(raw), about_model)
+    objective = raw.get("objective")
+    if facts is None and isinstance(objective, Mapping) and "name" not in objective:
+        del raw["objective"]  # nobody can tell whose settings these are
+    values = parse_sections(raw, problems, facts.prediction if facts else None)
+    problems.extend(about_model)
     dataset = _dataset(values, problems)
     placements = _placements(values, facts, dataset, problems)
+    captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
-    return Checked(recipe, facts, dataset, placements, _warnings(recipe, dataset))
+    return Checked(recipe, facts, dataset, placements, _warnings(recipe, facts, dataset, captions), captions)
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
@@ -75,14 +87,19 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("train.precision", what)
 
 
-def _facts(values: Mapping[str, Any], problems: list[Problem]) -> ModelFacts | None:
-    if "model" not in values:
+def _facts(model: ModelSettings | None, problems: list[Problem]) -> ModelFacts | None:
+    if model is None:
         return None
     try:
-        return inspect_model(values["model"].base)
+        return inspect_model(**model.source())
+    except Problems as error:
+        for problem in error.problems:
+            a_setting = problem.where in type(model).model_fields
+            where, what = (problem.where, problem.what) if a_setting else ("base", f"{problem.where} {problem.what}")
+            problems.append(Problem(f"model.{where}", what))
     except UserError as error:
         problems.append(Problem("model.base", str(error)))
-        return None
+    return None
 
 
 def _dataset(values: Mapping[str, Any], problems: list[Problem]) -> Dataset | None:
@@ -108,6 +125,19 @@ def _no_captions(captions: CaptionConfig, dataset: Dataset) -> Iterator[Problem]
             f"none of the {len(dataset)} pictures has a caption. Write one beside each (001.txt for 001.png), name the folder "
             "10_name to caption them all 'name', or give data.captions.prefix. To train without on purpose: caption_dropout = 1.",
         )
+
+
+def _captions(
+    values: Mapping[str, Any], facts: ModelFacts | None, dataset: Dataset | None, problems: list[Problem]
+) -> tuple[SeenCaption, ...]:
+    if facts is None or dataset is None:
+        return ()
+    try:
+        readers = caption_readers(facts, values["model"].max_tokens)
+    except UserError as error:
+        problems.append(Problem("model.base", str(error)))
+        return ()
+    return see_captions(dataset.samples, values["data"].captions, readers) if readers else ()
 
 
 def _placements(
@@ -136,10 +166,23 @@ def _placements(
     return tuple(placements)
 
 
-def _warnings(recipe: Recipe, dataset: Dataset) -> tuple[str, ...]:
+def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Sequence[SeenCaption]) -> tuple[str, ...]:
+    options = family_card(facts).text_options
     return (
+        *facts.notes,
         *(f"{warning.where}: {warning.what}" for warning in dataset.warnings),
         *dataset.notes,
+        *_idle_text_options(recipe, facts, options),
         *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
+        *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),
+        *token_warnings(captions, recipe.model.max_tokens if "max_tokens" in options else None, recipe.data.captions),
     )
+
+
+def _idle_text_options(recipe: Recipe, facts: ModelFacts, options: Set[TextOption]) -> Iterator[str]:
+    """Given settings about text that the family's models do not have."""
+    names: tuple[TextOption, ...] = typing.get_args(TextOption)
+    for name in names:
+        if name not in options and getattr(recipe.model, name) != type(recipe.model).model_fields[name].default:
+            yield f"model.{name} does nothing: models of the family '{facts.family}' have no such setting."

@@ -38,9 +38,8 @@ def _entries() -> Iterator[dict[str, Any]]:
     for section, settings in SECTIONS.items():
         yield from _fields(section, "", settings)
     for kind in PARTS:
-        yield _entry(
-            f"{kind}.name", "", str, PARTS[kind], "Which one. See `lorabake list`.", "one of " + ", ".join(cards(kind))
-        )
+        which = "Which one. See `lorabake list`." + " Default: what the base model calls for." * (PARTS[kind] is None)
+        yield _entry(f"{kind}.name", "", str, PARTS[kind], which, "one of " + ", ".join(cards(kind)))
         if kind == "optimizer":
             yield from _fields(kind, "", RateSettings)
         for name, card in cards(kind).items():
@@ -75,7 +74,7 @@ def _entry(name: str, part: str, annotation: Any, default: Any, text: str, allow
 def _type(annotation: Any) -> str:
     options = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Literal:
-        return "text"
+        return "whole number" if all(isinstance(option, int) for option in options) else "text"
     if options and typing.get_origin(annotation) is not tuple:
         return " or ".join(dict.fromkeys(_type(option) for option in options if option is not type(None)))
     names = {

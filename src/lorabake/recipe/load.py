@@ -7,27 +7,32 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
 from lorabake.base.cards import Settings, cards
 from lorabake.base.errors import Problem, UserError, nearest
+from lorabake.protocols.family import Prediction
+from lorabake.recipe.objectives import default_objective, objective_problems
 from lorabake.recipe.recipe import Choice
-from lorabake.recipe.sections import PARTS, SECTIONS, RateSettings
+from lorabake.recipe.sections import PARTS, SECTIONS, ModelSettings, RateSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+_PATHS = (("data", "folder"), ("model", "base"), ("model", "vae"), ("model", "text_encoders"))
+"""Settings that are paths, or lists of them."""
+
 
 def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The plain values of a recipe file, or of the default recipe for a dataset folder.
 
     Args:
-        path: a ``.toml`` recipe, or a dataset folder. A relative ``data.folder`` or ``model.base`` in a recipe counts from the recipe's
-            own folder; in ``overrides`` it counts from the current one.
+        path: a ``.toml`` recipe, or a dataset folder. Relative paths in a recipe (``data.folder``, ``model.base`` …) count from the
+            recipe's own folder; in ``overrides`` they count from the current one.
         overrides: ``section.name=value`` strings; values are read as TOML, bare words as text.
 
     Raises:
@@ -50,18 +55,36 @@ def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def anchored(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The same values with relative paths made absolute, counted from ``folder``: a run's frozen recipe must mean the same everywhere."""
     values = {name: dict(section) if isinstance(section, Mapping) else section for name, section in raw.items()}
-    for section, name in (("data", "folder"), ("model", "base")):
+    for section, name in _PATHS:
         given = values.get(section)
-        if not isinstance(given, dict):
+        if not isinstance(given, dict) or (section, given.get(name)) == ("model", "pocket"):
             continue
         path = given.get(name)
-        if isinstance(path, str | os.PathLike) and (section, path) != ("model", "pocket"):
-            given[name] = os.path.abspath(folder / Path(path).expanduser())
+        if isinstance(path, str | os.PathLike):
+            given[name] = _absolute(path, folder)
+        elif isinstance(path, list | tuple):
+            given[name] = [_absolute(item, folder) if isinstance(item, str | os.PathLike) else item for item in path]
     return values
 
 
-def parse_sections(raw: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    """Every section that could be understood, by field of :class:`Recipe`; what could not is added to ``problems``."""
+def _absolute(path: str | os.PathLike[str], folder: Path) -> str:
+    return os.path.abspath(folder / Path(path).expanduser())
+
+
+def parse_model(raw: Mapping[str, Any]) -> ModelSettings | None:
+    """The model section by itself, if it can be understood: what the model predicts decides what other sections may hold."""
+    return cast("ModelSettings | None", _section("model", ModelSettings, raw.get("model", {}), []))
+
+
+def parse_sections(
+    raw: Mapping[str, Any], problems: list[Problem], prediction: Prediction | None = None
+) -> dict[str, Any]:
+    """Every section that could be understood, by field of :class:`Recipe`; what could not is added to ``problems``.
+
+    Args:
+        raw: plain values by section.
+        prediction: what the base model predicts, which decides the objective if it is not named. None if it is not known.
+    """
     for name in raw:
         if name not in SECTIONS and name not in PARTS:
             problems.append(Problem(name, f"not a section of a recipe. {nearest(name, [*SECTIONS, *PARTS])}"))
@@ -77,7 +100,11 @@ def parse_sections(raw: Mapping[str, Any], problems: list[Problem]) -> dict[str,
         if name == "optimizer":
             rates = {key: given.pop(key) for key in RateSettings.model_fields if key in given}
             values["rates"] = _section(name, RateSettings, rates, problems)
-        values[name] = _choice(name, given, default, problems)
+        if name == "objective" and prediction and "name" not in given:
+            values["reasons"] = {"objective.name": f"the base model predicts {prediction}"}
+        values[name] = choice = _choice(name, given, default or default_objective(prediction), problems)
+        if name == "objective" and choice:
+            problems.extend(objective_problems(choice, prediction))
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -88,12 +115,7 @@ def _choice(kind: str, given: dict[str, Any], default: str, problems: list[Probl
         problems.append(Problem(f"{kind}.name", f"'{name}' is not a known {kind}. {nearest(str(name), known)}"))
         return None
     settings = _section(kind, known[name].settings, given, problems, owner=name)
-    if settings is None:
-        return None
-    for field, value in settings:
-        if field in ("loss", "weighting", "timesteps") and kind == "objective" and value not in cards(field):
-            problems.append(Problem(f"{kind}.{field}", f"'{value}' is not known. {nearest(str(value), cards(field))}"))
-    return Choice(name, settings)
+    return Choice(name, settings) if settings is not None else None
 
 
 def _section(

@@ -49,9 +49,13 @@ def _rates(recipe: Recipe, facts: ModelFacts) -> Recipe:
             lr, why = SMALL_MODEL_LR, f"{facts.name} is small: narrow layers need a higher rate than the usual {lr:g}"
         recipe = recipe.with_value("optimizer", "lr", lr, why)
     if recipe.rates.text_encoder_lr is None:
-        recipe = recipe.with_value(
-            "optimizer", "text_encoder_lr", (recipe.rates.lr or 0) / 2, "half of lr: the text encoder over-trains first"
-        )
+        rate, why = (recipe.rates.lr or 0) / 2, "half of lr: the text encoder over-trains first"
+        if facts.prediction == "flow":
+            rate, why = (
+                0.0,
+                "flow models are told most by a text encoder too large to train; its output is cached instead",
+            )
+        recipe = recipe.with_value("optimizer", "text_encoder_lr", rate, why)
     return recipe
 
 

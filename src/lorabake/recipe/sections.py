@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,14 +13,32 @@ from lorabake.base.units import Duration, Epochs
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.dataset.caption import CaptionConfig
 
+MaxTokens = Literal[75, 150, 225]
+"""What ``model.max_tokens`` may be."""
+
 
 class ModelSettings(Settings):
     """The base model."""
 
     base: str = "pocket"
-    """Base model to train on: a model folder in diffusers layout, or 'pocket' for the small one that comes with lorabake."""
+    """Base model to train on: a single .safetensors file, a model folder in diffusers layout, or 'pocket' for the small one that comes
+    with lorabake."""
+    vae: str | None = None
+    """VAE to use in place of the base model's own, or because it has none: a .safetensors file or a folder. Absent: its own."""
+    text_encoders: tuple[str, ...] = ()
+    """Text encoders to use in place of the base model's own, or because it has none: .safetensors files or folders, in any order."""
+    prediction: Literal["epsilon", "v"] | None = None
+    """What the base model predicts, noise or v, where its files do not say it (most SD2 files) or say it wrongly. Absent: as they say."""
     clip_skip: int | None = Field(default=None, ge=1, le=12)
-    """Use the text encoder's last-but-N hidden state (2 is the habit for anime SD1.x models). Absent: the ordinary output."""
+    """Take the output of the text encoder's N-th last layer, normed: 1 is the last, 2 the one before (the habit for anime SD1.x models).
+    Absent: the ordinary output, for SD2 already the last but one of the original. diffusers counts one less."""
+    max_tokens: MaxTokens = 75
+    """Tokens of a caption that the text encoder reads; the rest is cut off. Each 75 are encoded apart and joined, as clients do with
+    long prompts. Default 75: every step is slower with more. `lorabake validate RECIPE --captions` shows what is cut."""
+
+    def source(self) -> dict[str, Any]:
+        """The arguments of :func:`lorabake.families.inspect_model` among them."""
+        return self.model_dump(include={"base", "vae", "text_encoders", "prediction"})
 
 
 class DataSettings(Settings):
@@ -121,5 +139,5 @@ SECTIONS: dict[str, type[Settings]] = {
 }
 """Sections with fixed settings."""
 
-PARTS: dict[str, str] = {"adapter": "lora", "objective": "diffusion", "optimizer": "adamw", "schedule": "cosine"}
-"""Sections whose settings come from the card of the part named in them, and the default part."""
+PARTS: dict[str, str | None] = {"adapter": "lora", "objective": None, "optimizer": "adamw", "schedule": "cosine"}
+"""Sections whose settings come from the card of the part named in them, and the default part; None: the base model decides."""

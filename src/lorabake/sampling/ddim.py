@@ -1,4 +1,4 @@
-"""Deterministic samplers: how a trained denoiser turns noise into latents, in the numbers of diffusers' schedulers.
+"""Deterministic samplers of diffusion models: how a trained denoiser turns noise into latents, in the numbers of diffusers' schedulers.
 
 Both samplers solve the same equation with the same first-order step. A *trajectory* says at which timesteps the denoiser is asked
 and how much signal there is at each; :func:`step` walks it.
@@ -14,9 +14,9 @@ Predictions of x0 are never clipped: they are latents, which have no fixed range
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -41,11 +41,14 @@ class Leg:
     next_alpha_bar: float
 
 
-@dataclass(frozen=True, slots=True)
-class Trajectory:
-    """The way from noise to a picture's latents."""
+AnyLeg = TypeVar("AnyLeg", covariant=True)
 
-    legs: tuple[Leg, ...]
+
+@dataclass(frozen=True)
+class Trajectory(Generic[AnyLeg]):
+    """The way from noise to a picture's latents, in legs of one kind."""
+
+    legs: tuple[AnyLeg, ...]
     noise_scale: float
     """Standard deviation of the start noise."""
 
@@ -64,7 +67,7 @@ def timesteps(steps: int, sampler: SchedulerSettings, train_steps: int = 1000) -
     return [int(t) for t in np.round(_spaced(steps, sampler, train_steps, default="leading"))]
 
 
-def ddim(betas_T: Tensor, sampler: SchedulerSettings, steps: int) -> Trajectory:
+def ddim(betas_T: Tensor, sampler: SchedulerSettings, steps: int) -> Trajectory[Leg]:
     """Trajectory of DDIM. Reads ``timestep_spacing``, ``steps_offset`` and ``set_alpha_to_one`` of ``sampler``."""
     alpha_bars = _alpha_bars(betas_T)
     asked = timesteps(steps, sampler, len(alpha_bars))
@@ -76,7 +79,7 @@ def ddim(betas_T: Tensor, sampler: SchedulerSettings, steps: int) -> Trajectory:
     return Trajectory(tuple(legs), noise_scale=1.0)
 
 
-def euler(betas_T: Tensor, sampler: SchedulerSettings, steps: int) -> Trajectory:
+def euler(betas_T: Tensor, sampler: SchedulerSettings, steps: int) -> Trajectory[Leg]:
     """Trajectory of Euler's method. Reads ``timestep_spacing`` and ``steps_offset`` of ``sampler``."""
     sigmas_T = np.sqrt(1 / _alpha_bars(betas_T) - 1)
     asked = _spaced(steps, sampler, len(sigmas_T), default="linspace")
@@ -87,10 +90,6 @@ def euler(betas_T: Tensor, sampler: SchedulerSettings, steps: int) -> Trajectory
     ]
     leading = sampler.get("timestep_spacing", "linspace") == "leading"
     return Trajectory(tuple(legs), noise_scale=1.0 if leading else (1 - legs[0].alpha_bar) ** 0.5)
-
-
-SAMPLERS: dict[str, Callable[[Tensor, SchedulerSettings, int], Trajectory]] = {"ddim": ddim, "euler": euler}
-"""Every sampler by its name in prompts and recipes."""
 
 
 def step(output_BCHW: Tensor, latents_BCHW: Tensor, leg: Leg, prediction: Prediction) -> Tensor:

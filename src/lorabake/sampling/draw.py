@@ -5,7 +5,7 @@ What is grafted on the model is drawn with; this module knows nothing of adapter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from lorabake.base.errors import Problem, Problems, UserError
 from lorabake.protocols.family import Conditioning, Framing, Model, ModelFacts
-from lorabake.sampling.ddim import SAMPLERS, step
 from lorabake.sampling.prompts import Prompt, shortened
+from lorabake.sampling.samplers import fitting
+
+GUIDANCE = 3.5
+"""What guidance-distilled models are told where a prompt does not say: what Flux's own tools draw with."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total), counted in denoising steps of single pictures."""
@@ -31,17 +34,17 @@ def draw(
 
     Args:
         model: on any device; noise is always drawn on the CPU, in float32, from a generator of its own.
-        prompts: sides that are None become ``model.facts.resolution``.
+        prompts: sides and samplers that are None become what suits the model.
         batch_size: most pictures drawn at once; with guidance the denoiser sees twice as many rows.
         progress: told after every step; an error it raises ends the drawing.
 
     Raises:
-        Problems: sides or steps that this model cannot draw, of all prompts at once.
+        Problems: sides, samplers or steps that this model cannot draw with, of all prompts at once.
         UserError: ``batch_size`` is below 1.
     """
     if batch_size < 1:
         raise UserError(f"A batch of {batch_size} pictures cannot be drawn; batch_size must be at least 1.")
-    prompts = [prompt.sized(model.facts.resolution) for prompt in prompts]
+    prompts = [prompt.on(model.facts) for prompt in prompts]
     check(model, prompts)
     texts = _Texts(model, prompts, batch_size)
     done, total = 0, sum(prompt.steps for prompt in prompts)
@@ -60,36 +63,59 @@ def draw(
 
 
 def check(model: Model, prompts: Sequence[Prompt]) -> None:
-    """Whether the model can draw these prompts; sides must be set.
+    """Whether the model can draw these prompts.
 
     Raises:
         Problems: everything it cannot.
     """
     problems: list[Problem] = []
-    unit = model.facts.pixel_step
     for number, prompt in enumerate(prompts, 1):
-        for name, side in (("width", prompt.width), ("height", prompt.height)):
-            if side is not None and side % unit:
-                below, above = side // unit * unit, (side // unit + 1) * unit
-                allowed = f"{below} or {above}" if below else str(above)
-                problems.append(
-                    Problem(f"prompt {number}, {name}", f"{side} is not a multiple of {unit}; use {allowed}")
-                )
-        try:
-            SAMPLERS[prompt.sampler](model.betas_T, model.sampler, prompt.steps)
-        except UserError as error:
-            problems.append(Problem(f"prompt {number}, steps", str(error)))
+        problems += [
+            Problem(f"prompt {number}, {where}", what) for where, what in _wrong(model, prompt.on(model.facts))
+        ]
     if problems:
         raise Problems(
             f"Drawing '{shortened(prompts[0].text)}'" + (" and others" if len(prompts) > 1 else ""), problems
         )
 
 
+def _wrong(model: Model, prompt: Prompt) -> Iterator[tuple[str, str]]:
+    """What in one prompt the model cannot draw, and why."""
+    unit, prediction = model.facts.pixel_step, model.facts.prediction
+    for name, side in (("width", prompt.width), ("height", prompt.height)):
+        if side is not None and side % unit:
+            below, above = side // unit * unit, (side // unit + 1) * unit
+            yield name, f"{side} is not a multiple of {unit}; use {f'{below} or {above}' if below else above}"
+    if prompt.guidance is not None and prediction != "flow":
+        what = f"{prompt.guidance:g} does nothing with a model that predicts {prediction}: leave it out, and set cfg (--l) instead"
+        yield "guidance", what
+    try:
+        sampler = fitting(prompt.sampler, prediction)
+    except UserError as error:
+        yield "sampler", str(error)
+        return
+    try:
+        sampler.trajectory(model, prompt.steps, _tokens(model.facts, prompt))
+    except UserError as error:
+        yield "steps", str(error)
+
+
 def start_noise(facts: ModelFacts, prompt: Prompt) -> Tensor:
     """Noise the picture begins as, (1, C, H/f, W/f), as diffusers' pipeline draws it with ``torch.Generator().manual_seed(seed)``."""
-    height, width = prompt.height or facts.resolution, prompt.width or facts.resolution
-    shape = (1, facts.latent_channels, height // facts.latent_scale, width // facts.latent_scale)
+    shape = (1, facts.latent_channels, *_latent_size(facts, prompt))
     return torch.randn(shape, generator=torch.Generator().manual_seed(prompt.seed))
+
+
+def _latent_size(facts: ModelFacts, prompt: Prompt) -> tuple[int, int]:
+    """Height and width in latent cells."""
+    height, width = prompt.height or facts.resolution, prompt.width or facts.resolution
+    return height // facts.latent_scale, width // facts.latent_scale
+
+
+def _tokens(facts: ModelFacts, prompt: Prompt) -> int:
+    """Patches of 2 × 2 latent cells."""
+    height, width = _latent_size(facts, prompt)
+    return (height // 2) * (width // 2)
 
 
 def to_pictures(images_BCHW: Tensor) -> list[Image.Image]:
@@ -103,6 +129,14 @@ def _framing(facts: ModelFacts, prompt: Prompt) -> Framing:
     """A picture of the size that is drawn, of which nothing was cut off."""
     size = prompt.width or facts.resolution, prompt.height or facts.resolution
     return Framing(size, (0, 0), size)
+
+
+def _guidance(model: Model, prompts: Sequence[Prompt]) -> Conditioning:
+    """``guidance_B`` for flow models. Those that are not distilled for it do not look at it."""
+    if model.facts.prediction != "flow":
+        return {}
+    strengths = [GUIDANCE if prompt.guidance is None else prompt.guidance for prompt in prompts]
+    return {"guidance_B": torch.tensor(strengths, device=model.device)}
 
 
 class _Texts:
@@ -137,13 +171,14 @@ def _batches(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
 
 def _draw_batch(model: Model, prompts: Sequence[Prompt], texts: _Texts, advance: Callable[[int], None]) -> Tensor:
     """Images of prompts that share size, steps, sampler and whether they are guided."""
-    guided = prompts[0].cfg > 1
-    trajectory = SAMPLERS[prompts[0].sampler](model.betas_T, model.sampler, prompts[0].steps)
+    guided, sampler = prompts[0].cfg > 1, fitting(prompts[0].sampler, model.facts.prediction)
+    trajectory = sampler.trajectory(model, prompts[0].steps, _tokens(model.facts, prompts[0]))
     latents_BCHW = (
         torch.cat([start_noise(model.facts, prompt) for prompt in prompts]).to(model.device) * trajectory.noise_scale
     )
     conditioning = texts.of([prompt.negative for prompt in prompts] * guided + [prompt.text for prompt in prompts])
     conditioning |= model.frame([_framing(model.facts, prompt) for prompt in prompts] * (1 + guided))
+    conditioning |= _guidance(model, list(prompts) * (1 + guided))
     cfg_B111 = torch.tensor([prompt.cfg for prompt in prompts], device=model.device).view(-1, 1, 1, 1)
     for leg in trajectory.legs:
         asked_BCHW = torch.cat([latents_BCHW] * (1 + guided))
@@ -152,6 +187,6 @@ def _draw_batch(model: Model, prompts: Sequence[Prompt], texts: _Texts, advance:
         if guided:
             away_BCHW, towards_BCHW = output_BCHW.chunk(2)
             output_BCHW = away_BCHW + cfg_B111 * (towards_BCHW - away_BCHW)
-        latents_BCHW = step(output_BCHW, latents_BCHW, leg, model.facts.prediction)
+        latents_BCHW = sampler.step(output_BCHW, latents_BCHW, leg, model.facts.prediction)
         advance(len(prompts))
     return model.decode_latents(latents_BCHW)

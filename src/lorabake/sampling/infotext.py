@@ -23,14 +23,14 @@ from PIL import Image, PngImagePlugin
 from lorabake.base.errors import UserError
 from lorabake.base.files import write_atomic
 from lorabake.sampling.prompts import Prompt
+from lorabake.sampling.samplers import SAMPLERS
 
 CHUNK = "parameters"
 """Name of the PNG text chunk."""
 
-_SAMPLERS = {"ddim": "DDIM", "euler": "Euler"}
 _NEGATIVE = "Negative prompt:"
 _EXACT_TEXT, _EXACT_NEGATIVE, _EXACT_LORAS = "Exact prompt", "Exact negative prompt", "Exact loras"
-_OWN = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model", "Lora hashes")
+_OWN = ("Steps", "Sampler", "CFG scale", "Distilled CFG Scale", "Seed", "Size", "Model hash", "Model", "Lora hashes")
 _KEY = re.compile(r"\w[\w \-/]*")
 _LORA = re.compile(r" <lora:([^:<>\n]+):(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)>\Z")
 _PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|\Z)')
@@ -75,8 +75,9 @@ def write(info: Infotext) -> str:
     text = prompt.text + "".join(f" <lora:{lora.name}:{_number(lora.weight)}>" for lora in info.loras)
     pairs = {
         "Steps": str(prompt.steps),
-        "Sampler": _SAMPLERS[prompt.sampler],
+        "Sampler": SAMPLERS[prompt.sampler].shown if prompt.sampler else "",
         "CFG scale": _number(prompt.cfg),
+        "Distilled CFG Scale": "" if prompt.guidance is None else _number(prompt.guidance),
         "Seed": str(prompt.seed),
     }
     if prompt.width and prompt.height:
@@ -123,7 +124,7 @@ def read(text: str) -> Infotext:
                 for name, weight, digest in json.loads(pairs.pop(_EXACT_LORAS))
             )
         size = _SIZE.match(pairs.pop("Size", ""))
-        given = pairs.pop("Sampler", "DDIM")
+        given, guidance = pairs.pop("Sampler", None), pairs.pop("Distilled CFG Scale", None)
         prompt = Prompt(
             text=str(plain),
             negative=str(negative),
@@ -132,7 +133,8 @@ def read(text: str) -> Infotext:
             cfg=float(pairs.pop("CFG scale", "1")),
             width=int(size[1]) if size else None,
             height=int(size[2]) if size else None,
-            sampler=next((name for name, shown in _SAMPLERS.items() if shown == given), given),
+            sampler=next((name for name, sampler in SAMPLERS.items() if sampler.shown == given), given),
+            guidance=float(guidance) if guidance else None,
         )
         return Infotext(prompt, pairs.pop("Model", ""), pairs.pop("Model hash", ""), loras, pairs)
     except UserError:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError, nearest
-from lorabake.sampling.ddim import SAMPLERS
+from lorabake.protocols.family import ModelFacts
+from lorabake.sampling.samplers import SAMPLERS, samplers_for
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,7 +43,10 @@ class Prompt:
     """In pixels; None is the side the model was trained on."""
     height: int | None = None
     """In pixels; None is the side the model was trained on."""
-    sampler: str = "ddim"
+    sampler: str | None = None
+    """None is the usual one for what the model predicts."""
+    guidance: float | None = None
+    """Strength that guidance-distilled flow models (Flux) are told; None is 3.5. It is no second forward pass, as ``cfg`` is."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -51,20 +55,29 @@ class Prompt:
             "cfg": (1 <= self.cfg < float("inf"), "at least 1, where 1 means no guidance"),
             "width": (self.width is None or self.width > 0, "a number of pixels above 0"),
             "height": (self.height is None or self.height > 0, "a number of pixels above 0"),
+            "guidance": (
+                self.guidance is None or 0 <= self.guidance < float("inf"),
+                "a number from 0 up; 3.5 is usual",
+            ),
         }
         wrong = [
             Problem(name, f"{getattr(self, name)} is not allowed; it must be {rule}")
             for name, (fine, rule) in checks.items()
             if not fine
         ]
-        if self.sampler not in SAMPLERS:
+        if self.sampler is not None and self.sampler not in SAMPLERS:
             wrong.append(Problem("sampler", f"'{self.sampler}' is not offered. {nearest(self.sampler, SAMPLERS)}"))
         if wrong:
             raise Problems(f"The prompt '{shortened(self.text)}'", wrong)
 
-    def sized(self, resolution: int) -> Prompt:
-        """The same prompt with the sides that were left open set to ``resolution``."""
-        return dataclasses.replace(self, width=self.width or resolution, height=self.height or resolution)
+    def on(self, facts: ModelFacts) -> Prompt:
+        """The same prompt with sides and sampler, where they were left open, as this model wants them."""
+        return dataclasses.replace(
+            self,
+            width=self.width or facts.resolution,
+            height=self.height or facts.resolution,
+            sampler=self.sampler or samplers_for(facts.prediction)[0],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +96,10 @@ _OPTIONS = {
     "s": _Option("steps", int, "sample_steps"),
     "l": _Option("cfg", float, "scale"),
     "ss": _Option("sampler", str, "sample_sampler"),
+    "g": _Option("guidance", float, "guidance_scale"),
 }
 _BY_KEY = {"prompt": _Option("text", str, "prompt")} | {option.key: option for option in _OPTIONS.values()}
 _ELSEWHERE = {
-    "g": "guidance of distilled models",
     "cn": "ControlNet",
     "ctr": "ControlNet",
     "rcfg": "CFG renormalisation",
@@ -98,7 +111,7 @@ _DECIMAL = re.compile(r"(\d+\.?\d*|\.\d+)\Z", re.ASCII)
 
 
 def line_to_prompt(line: str, seed: int = 0) -> Prompt:
-    """A prompt from one line: ``text --n negative --w 512 --h 512 --d seed --s steps --l cfg --ss sampler``.
+    """A prompt from one line: ``text --n negative --w 512 --h 512 --d seed --s steps --l cfg --ss sampler --g guidance``.
 
     Args:
         line: options may come in any order, and in capitals; a value ends at the next ``" --"``.

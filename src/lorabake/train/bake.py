@@ -14,7 +14,7 @@ from lorabake.base.errors import Interrupted
 from lorabake.base.events import Events
 from lorabake.dataset.caption import is_static
 from lorabake.dataset.order import batches_per_epoch
-from lorabake.families import load_model
+from lorabake.families import family_card, load_model
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.family import Model, Part
 from lorabake.protocols.optimizer import Optimizer
@@ -36,7 +36,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     """
     recipe = checked.recipe
     dtype, device = _DTYPES[recipe.train.precision or "fp32"], recipe.train.device or "cpu"
-    model = load_model(checked.facts, dtype=dtype, device=device, clip_skip=recipe.model.clip_skip)
+    reading = {name: getattr(recipe.model, name) for name in family_card(checked.facts).text_options}
+    model = load_model(checked.facts, dtype=dtype, device=device, **reading)
     views = _views(checked)
     latents = _latents(checked, views, model, events, stop)
     text_rate = recipe.rates.text_encoder_lr or 0.0

@@ -136,9 +136,8 @@ def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:
         )
         for slot, index in enumerate(batch)
     ]
-    timesteps_B = bake.objective.draw_timesteps(len(batch), torch_stream(seed, "timesteps", step, micro)).to(
-        latents_BCHW.device
-    )
+    timesteps_stream = torch_stream(seed, "timesteps", step, micro)
+    timesteps_B = bake.objective.draw_timesteps(latents_BCHW.shape, timesteps_stream).to(latents_BCHW.device)
     noise_BCHW = torch.randn(latents_BCHW.shape, generator=torch_stream(seed, "noise", step, micro)).to(
         latents_BCHW.device
     )

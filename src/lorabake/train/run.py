@@ -28,6 +28,7 @@ from lorabake.sampling.prompts import Prompt, line_to_prompt
 from lorabake.train.bake import prepare
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
 from lorabake.train.loop import Bake, run_loop
+from lorabake.train.prediction import check_prediction
 from lorabake.train.state import Progress, load_state, save_state
 
 _FREE = ("data.folder", "model.base", "save.", "sample.", "output.")
@@ -60,13 +61,14 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
         stop: asked after every step; True saves the state and returns.
 
     Raises:
-        UserError: the folder belongs to another run or process, or cannot be written.
+        UserError: the folder belongs to another run or process, or cannot be written; or the base model predicts something else than
+            it is said to.
         RunStopped: a file could not be written on the way (a full disk, say); what was saved before is intact.
         NotFinite: training blew up; checkpoints and state from before are intact.
     """
     started = time.monotonic()
     run = Run(into)
-    prompts = [line_to_prompt(line).sized(checked.facts.resolution) for line in checked.recipe.sample.prompts]
+    prompts = [line_to_prompt(line).on(checked.facts) for line in checked.recipe.sample.prompts]
     with exclusive(into / ".lock"), _processor(checked.recipe.train.threads or 1):
         lock = _lock(checked)
         if run.exists():
@@ -77,8 +79,10 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
             return Outcome(run, last["steps"], last["steps"], time.monotonic() - started)
         bake = prepare(checked, events, stop)
         check_prompts(bake.model, prompts)
-        _write_run(run, checked, lock)  # only now: what cannot be prepared must not stand in the way of the next try
         progress = load_state(run.state, bake.groups, bake.optimizer) or Progress(0, 0)
+        if progress.step == 0:
+            _check_base(bake)
+        _write_run(run, checked, lock)  # only now: what cannot be prepared must not stand in the way of the next try
         try:
             steps = _Session(checked, bake, run, events, stop, prompts).go_on(progress)
         except UserError as error:
@@ -86,6 +90,14 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
                 f"{error} What was saved before is intact: once this is mended, the same command continues."
             ) from error
     return Outcome(run, steps, bake.total_steps, time.monotonic() - started)
+
+
+def _check_base(bake: Bake) -> None:
+    """Ask the base whether it predicts what it is said to; the adapter on it changes nothing yet."""
+    bake.graft.training = False
+    captions = [sample.caption for sample in bake.samples]
+    check_prediction(bake.model, [views[0] for views in bake.latents], captions, [views[0] for views in bake.framings])
+    bake.graft.training = True
 
 
 @contextlib.contextmanager

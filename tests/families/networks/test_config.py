@@ -24,7 +24,7 @@ def test_heads_are_what_the_file_calls_head_dim() -> None:
     [
         ("_class_name", "FluxTransformer2DModel"),
         ("act_fn", "gelu"),
-        ("addition_embed_type", "text_time"),
+        ("addition_embed_type", "text_image"),
         ("attention_head_dim", [8, 8]),
         ("block_out_channels", [320, "640"]),
         ("block_out_channels", []),
@@ -49,6 +49,52 @@ def test_other_arithmetic_is_refused(key: str, value: Any) -> None:
         UNetConfig.from_json({key: value}, "model/unet/config.json")
     assert key in {problem.where for problem in caught.value.problems}
     assert "model/unet/config.json" in str(caught.value)
+
+
+SDXL: dict[str, Any] = {
+    "addition_embed_type": "text_time",
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "layers_per_block": 2,
+    "projection_class_embeddings_input_dim": 2816,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "upcast_attention": None,
+    "use_linear_projection": True,
+}
+
+
+def test_sdxl() -> None:
+    config = UNetConfig.from_json(SDXL)
+    assert config.transformer_depth == (1, 2, 10) and config.heads == (5, 10, 20)
+    assert config.attends_down == config.attends_up == (False, True, True)
+    assert (config.micro_channels, config.size_channels, config.pooled_channels) == (2816, 256, 1280)
+    assert config.exact_attention is False
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"addition_time_embed_dim": None}, "addition_time_embed_dim"),
+        ({"projection_class_embeddings_input_dim": None}, "projection_class_embeddings_input_dim"),
+        ({"projection_class_embeddings_input_dim": 6 * 256}, "projection_class_embeddings_input_dim"),
+        ({"transformer_layers_per_block": [[1, 1], [2, 2], [4, 4]]}, "transformer_layers_per_block"),
+        ({"reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1]}, "reverse_transformer_layers_per_block"),
+    ],
+)
+def test_what_sdxl_lacks_is_named_once(values: dict[str, Any], where: str) -> None:
+    with pytest.raises(Problems) as caught:
+        UNetConfig.from_json({**SDXL, **values})
+    assert [problem.where for problem in caught.value.problems] == [where]
+
+
+@pytest.mark.parametrize(("given", "end"), [({"eos_token_id": 2}, None), ({"eos_token_id": 49407}, 49407), ({}, 49407)])
+def test_an_end_token_of_2_means_the_highest_id(given: dict[str, Any], end: int | None) -> None:
+    assert ClipConfig.from_json(given).end_id == end
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused() -> None:

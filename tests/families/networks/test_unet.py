@@ -29,6 +29,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "in_channels": 9,
         "out_channels": 4,
     },
+    "sdxl": {
+        "block_out_channels": [16, 32, 48],
+        "norm_num_groups": 8,
+        "cross_attention_dim": 24,
+        "attention_head_dim": [1, 2, 3],
+        "transformer_layers_per_block": [1, 2, 3],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 6,
+        "projection_class_embeddings_input_dim": 10 + 6 * 6,
+    },
 }
 
 
@@ -52,6 +65,19 @@ def inputs(model: UNet2DConditionModel, height: int = 16, width: int = 16) -> tu
     return latents, torch.tensor([3, 981]), torch.randn(2, 77, config.cross_attention_dim, requires_grad=True)
 
 
+def told(model: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """Pooled text and sizes for networks that are told of them, under the names of our arguments."""
+    if model.config.micro_channels is None:
+        return {}
+    sizes = torch.tensor([[1024.0, 768.0, 0.0, 64.0, 1024.0, 896.0], [512.0, 2048.0, 13.0, 0.0, 640.0, 1536.0]])
+    return {"pooled_BP": torch.randn(2, model.config.pooled_channels, requires_grad=True), "sizes_BS": sizes}
+
+
+def theirs_of(reference: Any, inputs: tuple[torch.Tensor, ...], told: dict[str, torch.Tensor]) -> torch.Tensor:
+    added = {"text_embeds": told["pooled_BP"], "time_ids": told["sizes_BS"]} if told else None
+    return reference(*inputs, added_cond_kwargs=added).sample
+
+
 def close(given: torch.Tensor, expected: torch.Tensor) -> None:
     assert (given - expected).abs().max() <= 1e-5 * expected.abs().max() + 1e-9
 
@@ -60,15 +86,17 @@ def close(given: torch.Tensor, expected: torch.Tensor) -> None:
 def test_values_and_gradients_equal_diffusers(name: str) -> None:
     ours, theirs = pair(name)
     latents, timesteps, text = inputs(ours)
-    given, expected = ours(latents, timesteps, text), theirs(latents, timesteps, text).sample
+    extra = told(ours)
+    given, expected = ours(latents, timesteps, text, **extra), theirs_of(theirs, (latents, timesteps, text), extra)
     close(given, expected)
     weight = torch.randn_like(expected)
     named = dict(ours.named_parameters())
-    of_ours = torch.autograd.grad(given, (latents, text, *named.values()), weight)
-    of_theirs = torch.autograd.grad(expected, (latents, text, *dict(theirs.named_parameters()).values()), weight)
-    reference = dict(zip(("latents", "text", *dict(theirs.named_parameters())), of_theirs, strict=True))
+    roots = {"latents": latents, "text": text} | ({"pooled": extra["pooled_BP"]} if extra else {})
+    of_ours = torch.autograd.grad(given, (*roots.values(), *named.values()), weight)
+    of_theirs = torch.autograd.grad(expected, (*roots.values(), *dict(theirs.named_parameters()).values()), weight)
+    reference = dict(zip((*roots, *dict(theirs.named_parameters())), of_theirs, strict=True))
     largest = max(float(gradient.abs().max()) for gradient in of_theirs)
-    for key, gradient in zip(("latents", "text", *named), of_ours, strict=True):
+    for key, gradient in zip((*roots, *named), of_ours, strict=True):
         difference = (gradient - reference[key]).abs().max()
         assert difference <= 1e-5 * reference[key].abs().max() + 1e-7 * largest, key
 
@@ -126,7 +154,7 @@ def test_layers_can_be_replaced() -> None:
             self.calls += 1
             return self.base(x)
 
-    for name in ("sd1", "sd2"):
+    for name in ("sd1", "sd2", "sdxl"):
         ours, _ = pair(name)
         seen: dict[str, Seen] = {}
         for path, module in list(ours.named_modules()):
@@ -135,8 +163,23 @@ def test_layers_can_be_replaced() -> None:
                 seen[path] = Seen(module)
                 setattr(ours.get_submodule(parent), child, seen[path])
         with torch.no_grad():
-            ours(*inputs(ours))
+            ours(*inputs(ours), **told(ours))
         assert {path: module.calls for path, module in seen.items()} == dict.fromkeys(seen, 1)
+
+
+def test_a_network_that_is_told_of_sizes_must_be_told() -> None:
+    ours, _ = pair("sdxl")
+    with pytest.raises(ValueError, match="pooled text"):
+        ours(*inputs(ours))
+
+
+def test_sizes_and_pooled_text_reach_the_prediction() -> None:
+    ours, _ = pair("sdxl")
+    given, extra = inputs(ours), told(ours)
+    with torch.no_grad():
+        plain = ours(*given, **extra)
+        for name, other in (("pooled_BP", extra["pooled_BP"] + 1), ("sizes_BS", extra["sizes_BS"].flip(1))):
+            assert (ours(*given, **{**extra, name: other}) - plain).abs().amax((1, 2, 3)).min() > 1e-3
 
 
 def test_sinusoids() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lorabake.families.networks.config import VaeConfig
-from lorabake.families.networks.vae import AutoencoderKL, LatentDistribution, current_key
+from lorabake.families.networks.layouts import current_key
+from lorabake.families.networks.vae import AutoencoderKL, LatentDistribution
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "pocket": {"block_out_channels": [8, 16, 24], "layers_per_block": 1, "norm_num_groups": 4},

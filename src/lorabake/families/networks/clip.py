@@ -1,7 +1,7 @@
-"""The text encoder of SD1.x and SD2.x: the text half of CLIP (Radford et al. 2021, arXiv:2103.00020).
+"""The text encoders of SD1.x, SD2.x and SDXL: the text half of CLIP (Radford et al. 2021, arXiv:2103.00020).
 
-Shapes: B batch, L tokens, D channels. Module paths and state-dict keys are the classic ones, with ``text_model.`` in front:
-LoRA files name their layers after them. Files written without that prefix are read too (:func:`classic_key`).
+Shapes: B batch, L tokens, D channels, P channels of the pooled text. Module paths and state-dict keys are the classic ones,
+with ``text_model.`` in front: LoRA files name their layers after them. Files without that prefix are read too (``layouts.classic_key``).
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from lorabake.families.networks.attention import attend
 from lorabake.families.networks.config import ClipConfig
-
-_PREFIX = "text_model."
 
 
 class CLIPAttention(nn.Module):
@@ -129,10 +127,7 @@ class CLIPTextModel(nn.Module):
         Raises:
             ValueError: more tokens than positions, or more layers skipped than there are.
         """
-        if ids_BL.shape[1] > self.config.positions:
-            raise ValueError(
-                f"{ids_BL.shape[1]} tokens were given; this text encoder has {self.config.positions} positions."
-            )
+        self._check(ids_BL)
         skip = clip_skip or 1
         if not 1 <= skip <= self.config.layers:
             raise ValueError(
@@ -140,11 +135,40 @@ class CLIPTextModel(nn.Module):
             )
         return self.text_model(ids_BL, self.config.layers - skip + 1)
 
+    def penultimate(self, ids_BL: Tensor) -> Tensor:
+        """One vector per token, BLD, from the layer before the last and not normed: what SDXL attends to (see :meth:`forward`)."""
+        self._check(ids_BL)
+        return self.text_model.encoder(self.text_model.embeddings(ids_BL), self.config.layers - 1)
 
-def classic_key(key: str) -> str | None:
-    """A tensor's classic name: newer files leave the prefix out. None for the table of positions in old ones, which is not needed."""
-    key = key if key.startswith(_PREFIX) else _PREFIX + key
-    return None if key == "text_model.embeddings.position_ids" else key
+    def at_end(self, ids_BL: Tensor, x_BLD: Tensor) -> Tensor:
+        """The vector at each row's first end token, BD; padding may be more of them."""
+        end = self.config.end_id
+        places_B = (ids_BL if end is None else (ids_BL == end).int()).argmax(dim=1)
+        return x_BLD[torch.arange(len(ids_BL), device=ids_BL.device), places_B]
+
+    def _check(self, ids_BL: Tensor) -> None:
+        if ids_BL.shape[1] > self.config.positions:
+            raise ValueError(
+                f"{ids_BL.shape[1]} tokens were given; this text encoder has {self.config.positions} positions."
+            )
+
+
+class CLIPTextModelWithProjection(CLIPTextModel):
+    """The same with a projection of the whole text to one vector, as pictures were compared with it in CLIP's training."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__(config)
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+
+    def pooled(self, ids_BL: Tensor, penultimate_BLD: Tensor) -> Tensor:
+        """The whole text as one vector, BP: the end token's, through the last layer, the last norm and the projection.
+
+        Args:
+            ids_BL: token ids.
+            penultimate_BLD: what :meth:`CLIPTextModel.penultimate` made of them.
+        """
+        last_BLD = self.text_model.final_layer_norm(self.text_model.encoder.layers[-1](penultimate_BLD))
+        return self.text_projection(self.at_end(ids_BL, last_BLD))
 
 
 def _quick_gelu(x: Tensor) -> Tensor:

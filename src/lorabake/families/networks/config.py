@@ -1,4 +1,4 @@
-"""Sizes of the SD1.x/2.x networks, read from the ``config.json`` files of a model folder. No torch here.
+"""Sizes of the SD1.x, SD2.x and SDXL networks, read from the ``config.json`` files of a model folder. No torch here.
 
 Every value that would change the arithmetic in a way these networks do not have is refused, all of them at once.
 """
@@ -11,13 +11,16 @@ from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
 
+MICRO_SIZES = 6
+"""Numbers that SDXL is told of a picture: height and width of the original, crop from the top and left, height and width of the target."""
+
 _DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 _UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 
 _UNET_FIXED: Mapping[str, tuple[Any, ...]] = {
     "_class_name": ("UNet2DConditionModel",),
     "act_fn": ("silu", "swish"),
-    "addition_embed_type": (None,),
+    "addition_embed_type": (None, "text_time"),
     "attention_type": ("default",),
     "center_input_sample": (False,),
     "class_embed_type": (None,),
@@ -99,13 +102,22 @@ class UNetConfig:
     use_linear_projection: bool = False
     exact_attention: bool = False
     """``upcast_attention`` in the file: scores leave the range or precision of 16 bits (SD 2.1)."""
+    micro_channels: int | None = None
+    """Width of all the network is told besides time and text tokens (SDXL): pooled text and sizes; None tells it nothing."""
+    size_channels: int = 256
+    """Sinusoids for each number among those sizes."""
+
+    @property
+    def pooled_channels(self) -> int:
+        """Width of the pooled text that is told beside :data:`MICRO_SIZES` sizes; 0 or less where these do not fit."""
+        return (self.micro_channels or 0) - MICRO_SIZES * self.size_channels
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "unet/config.json") -> UNetConfig:
         """Sizes from the parsed file.
 
         Raises:
-            Problems: every value that is malformed, or asks for arithmetic that SD1.x/2.x U-Nets do not have.
+            Problems: every value that is malformed, or asks for arithmetic that these U-Nets do not have.
         """
         read = _Reader(values, where)
         read.fixed(_UNET_FIXED)
@@ -127,6 +139,7 @@ class UNetConfig:
             norm_eps=read.number("norm_eps", 1e-5),
             use_linear_projection=read.flag("use_linear_projection", False),
             exact_attention=read.flag("upcast_attention", False),
+            **_micro_conditioning(read),
         )
         read.divides("block_out_channels", channels, (config.norm_num_groups,) * count, "norm_num_groups")
         read.divides("block_out_channels", channels, config.heads, "attention_head_dim")
@@ -147,6 +160,10 @@ class ClipConfig:
     quick_gelu: bool = True
     """``x·sigmoid(1.702x)`` (OpenAI's CLIP, SD1.x) instead of the exact GELU (OpenCLIP, SD2.x)."""
     layer_norm_eps: float = 1e-5
+    projection_dim: int = 768
+    """Width of the pooled text, where the network has a projection to it (SDXL's second encoder)."""
+    end_id: int | None = None
+    """Token whose first place in a row the pooled text is taken from; None takes the place of the highest id."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "text_encoder/config.json") -> ClipConfig:
@@ -166,6 +183,8 @@ class ClipConfig:
             positions=read.whole("max_position_embeddings", 77),
             quick_gelu=values.get("hidden_act", "quick_gelu") == "quick_gelu",
             layer_norm_eps=read.number("layer_norm_eps", 1e-5),
+            projection_dim=read.whole("projection_dim", 512),
+            end_id=_end_id(read),
         )
         read.divides("hidden_size", (config.hidden_size,), (config.heads,), "num_attention_heads")
         read.finish(None)
@@ -272,9 +291,11 @@ class _Reader:
         return float(given)
 
     def flag(self, key: str, default: bool) -> bool:
-        """true or false."""
+        """true or false; null means the default."""
         self.asked.add(key)
-        given = self.values.get(key, default)
+        given = self.values.get(key)
+        if given is None:
+            return default
         if not isinstance(given, bool):
             self.wrong(key, given, "true or false")
             return default
@@ -316,16 +337,31 @@ class _Reader:
             Problem(key, f"is {shown if len(shown) <= 80 else shown[:77] + '...'}; allowed here: {allowed}.")
         )
 
-    def finish(self, harmless: frozenset[str] | None) -> None:
+    def finish(self, harmless: frozenset[str] | None, kind: str = "Stable Diffusion 1.x, 2.x or XL") -> None:
         """Refuse settings nobody asked for, unless they are switched off; ``harmless`` None means any may be there."""
         if harmless is not None:
             for key in sorted(self.values.keys() - self.asked - harmless):
                 if not key.startswith("_") and self.values[key] not in (None, False):
                     self.problems.append(Problem(key, "is not a setting of this kind of network."))
         if self.problems:
-            raise Problems(
-                self.where, self.problems, "It is not a Stable Diffusion 1.x or 2.x network, or its file is damaged."
-            )
+            raise Problems(self.where, self.problems, f"It is not a {kind} network, or its file is damaged.")
+
+
+def _micro_conditioning(read: _Reader) -> dict[str, int]:
+    """Widths of what SDXL is told besides the text's tokens; nothing for networks that are told nothing."""
+    if read.values.get("addition_embed_type") != "text_time":
+        return {}
+    width, each = read.whole("projection_class_embeddings_input_dim", 0), read.whole("addition_time_embed_dim", 0)
+    if 0 < width <= MICRO_SIZES * each:
+        more = f"more than {MICRO_SIZES} times addition_time_embed_dim ({each})"
+        read.wrong("projection_class_embeddings_input_dim", width, more)
+    return {"micro_channels": width, "size_channels": each}
+
+
+def _end_id(read: _Reader) -> int | None:
+    """The end token's id. 2 is what old files say of every model, wrongly: then it is the highest id, as it is in CLIP's vocabulary."""
+    given = read.whole("eos_token_id", 49407, high=1 << 20)
+    return given if given != 2 else None
 
 
 def _is_size(given: Any, high: int) -> bool:

@@ -1,78 +1,66 @@
-"""Read an SD1.x/2.x model from a diffusers folder, straight from the mapped files into the networks: one copy in memory.
+"""Networks filled from files: built without storage, then tensor by tensor in the wanted type, layout and place.
 
-Weights come from safetensors only. Networks are built without storage, and every tensor is checked by name, shape and type
-before the first is read. On a CPU, weights that are in the wanted type already stay pages of the file until something writes
-to them (which never reaches the file).
+One copy of the weights in memory: what has to change is read through a buffer of one tensor, and what may stay as it is stays
+pages of the file until something writes to them (which never reaches the file).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.families.networks.clip import CLIPTextModel, classic_key
-from lorabake.families.networks.config import ClipConfig, UNetConfig, VaeConfig
-from lorabake.families.networks.tokenizer import ClipTokenizer
+from lorabake.families.networks.layouts import Rename, Target
 from lorabake.families.networks.unet import UNet2DConditionModel
-from lorabake.families.networks.vae import AutoencoderKL, current_key
+from lorabake.families.networks.weights import FLOATS, Entry, Weights
 
-_STEMS = ("diffusion_pytorch_model", "model")
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5")
-_LARGEST_JSON = 1 << 20
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SHOWN = 8
 _M = TypeVar("_M", bound=nn.Module)
 
 
-class LoadedFolder(NamedTuple):
-    """Frozen networks in evaluation mode, and what goes with them."""
-
-    unet: UNet2DConditionModel
-    text_encoder: CLIPTextModel
-    vae: AutoencoderKL
-    tokenizer: ClipTokenizer
-    scheduler_config: dict[str, Any]
-
-
-def load_folder(
-    path: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> LoadedFolder:
-    """Load ``unet/``, ``text_encoder/``, ``vae/``, ``tokenizer/`` and ``scheduler/`` of a diffusers folder.
+def fill(
+    build: Callable[[], _M],
+    weights: Weights,
+    rename: Rename,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> _M:
+    """A network with the weights of files, frozen and in evaluation mode.
 
     Args:
-        path: the folder with ``model_index.json``.
-        dtype: type of all weights, whatever the files hold.
-        device: where the weights go; a graphics card is filled tensor by tensor.
+        build: makes the network; called with the meta device as default.
+        weights: all of them must be the network's, or be ignored by ``rename``.
+        rename: from their names to the network's.
+        dtype: of the network's weights, whatever the files hold.
+        device: where they go, tensor by tensor.
 
     Raises:
-        UserError: it is not such a folder, its weights are pickles, or files are damaged or do not fit each other.
+        Problems: names or shapes are not the network's, or numbers are not floating point; all of them are named.
+        UserError: a file has changed since its header was read.
     """
-    path, device = Path(path), torch.device(device)
-    _check_folder(path)
-    unet = UNetConfig.from_json(_json(path / "unet" / "config.json"), str(path / "unet" / "config.json"))
-    clip = ClipConfig.from_json(
-        _json(path / "text_encoder" / "config.json"), str(path / "text_encoder" / "config.json")
-    )
-    vae = VaeConfig.from_json(_json(path / "vae" / "config.json"), str(path / "vae" / "config.json"))
-    _check_fit(path, unet, clip, vae)
-    tokenizer = ClipTokenizer.from_folder(path / "tokenizer")
-    if tokenizer.size > clip.vocab_size:
-        raise UserError(
-            f"{path}: the tokenizer has {tokenizer.size} tokens, the text encoder only {clip.vocab_size}. They are of different models."
-        )
-    return LoadedFolder(
-        _network(lambda: UNet2DConditionModel(unet), path / "unet", str, dtype, device),
-        _network(lambda: CLIPTextModel(clip), path / "text_encoder", classic_key, dtype, device),
-        _network(lambda: AutoencoderKL(vae), path / "vae", current_key, dtype, device),
-        tokenizer,
-        _json(path / "scheduler" / "scheduler_config.json"),
-    )
+    device = torch.device(device)
+    with torch.device("meta"):
+        network = build()
+    wanted = network.state_dict()
+    places = _matched(weights, rename, wanted)
+    layout = memory_format(network, dtype, device)
+    with _Files() as files:
+        state: dict[str, Tensor] = {}
+        for name, sources in places.items():
+            shape = tuple(wanted[name].shape)
+            if sources[0].target.into is None:
+                state[name] = files.read(*sources[0], shape, dtype, device, layout)
+            else:
+                state[name] = files.joined(sources, shape, dtype, device)
+    network.load_state_dict(state, assign=True)
+    return network.requires_grad_(False).eval()
 
 
 def memory_format(network: nn.Module, dtype: torch.dtype, device: torch.device) -> torch.memory_format:
@@ -88,139 +76,173 @@ def memory_format(network: nn.Module, dtype: torch.dtype, device: torch.device) 
     return torch.channels_last
 
 
-def _network(
-    build: Callable[[], _M], folder: Path, rename: Callable[[str], str | None], dtype: torch.dtype, device: torch.device
-) -> _M:
-    with torch.device("meta"):
-        network = build()
-    file = _weights_file(folder, dtype)
-    layout = memory_format(network, dtype, device)
-    try:
-        with safe_open(file, framework="pt", device="cpu") as tensors:
-            names = _matched(tensors, network.state_dict(), rename, file)
-            state: dict[str, torch.Tensor] = {}
-            for name, key in names.items():
-                tensor = tensors.get_tensor(key)
-                form = layout if tensor.dim() == 4 else torch.preserve_format
-                state[name] = tensor.to(device, dtype, memory_format=form)  # type and layout in one copy, or in none
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file} cannot be read as safetensors: {error}. It is cut short or damaged; fetch it again."
-        ) from error
-    network.load_state_dict(state, assign=True)
-    return network.requires_grad_(False).eval()
+def digest(weights: Weights, rename: Rename, extra: str = "") -> str:
+    """sha256 (hex) of a network's weights as stored, under our names: equal in every file and layout that holds the same bytes.
+
+    Args:
+        weights, rename: as for :func:`fill`.
+        extra: what else makes the difference.
+    """
+    found = sorted((target.name, target, entry) for name, entry in weights.items() for target in rename(name))
+    total = hashlib.sha256(extra.encode())
+    with _Files() as files:
+        for name, target, entry in found:
+            stored = files.stored(entry, target)
+            shape = [
+                size for size in stored.shape if size != 1
+            ]  # 1×1 convolutions and linear layers hold the same bytes
+            total.update(f"{name} {entry.dtype} {shape}\n".encode())
+            total.update(stored.contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
-def _matched(
-    tensors: Any, wanted: Mapping[str, torch.Tensor], rename: Callable[[str], str | None], file: Path
-) -> dict[str, str]:
-    """The file's key for each of the network's names, after names, shapes and types have been compared."""
-    names: dict[str, str] = {}
+class _Source(NamedTuple):
+    """What a tensor of the network, or some rows of it, is read from."""
+
+    entry: Entry
+    target: Target
+
+
+def _matched(weights: Weights, rename: Rename, wanted: Mapping[str, Tensor]) -> dict[str, list[_Source]]:
+    """Where each of the network's tensors is, after names, shapes and types have been compared."""
+    places: dict[str, list[_Source]] = {}
     problems: list[Problem] = []
-    for key in tensors.keys():  # noqa: SIM118  (not a dict)
-        if (name := rename(key)) is None:
-            continue
-        if name not in wanted or name in names:
-            problems.append(
-                Problem(
-                    key,
-                    "is in the file twice under two names."
-                    if name in names
-                    else "is in the file, but not in the network.",
+    for key, entry in weights.items():
+        for target in rename(key):
+            name, found = target.name, places.get(target.name, [])
+            if name not in wanted:
+                problems.append(Problem(entry.key, "is in the file, but not in the network."))
+                continue
+            if any(target.into is None or target.into == other.target.into for other in found):
+                problems.append(Problem(entry.key, "is in the file twice under two names."))
+                continue
+            shape = _wanted_shape(wanted[name], target)
+            places.setdefault(name, []).append(_Source(entry, target))
+            given = _given_shape(entry, target)
+            if _without_ones(given) != _without_ones(shape):
+                problems.append(
+                    Problem(entry.key, f"has shape {tuple(given)}; the network's sizes make it {tuple(shape)}.")
                 )
-            )
-            continue
-        names[name] = key
-        view = tensors.get_slice(key)
-        if (given := tuple(view.get_shape())) != (shape := tuple(wanted[name].shape)):
-            problems.append(Problem(key, f"has shape {given}; config.json makes it {shape}."))
-        elif view.get_dtype() not in _FLOATS:
-            problems.append(
-                Problem(key, f"holds {view.get_dtype()} numbers; weights must be floating point (not quantised).")
-            )
-    problems += [Problem(name, "is missing in the file.") for name in wanted if name not in names]
+            elif entry.dtype not in FLOATS:
+                what = f"holds {entry.dtype} numbers; weights must be floating point (not quantised)."
+                problems.append(Problem(entry.key, what))
+    problems += [
+        Problem(name, f"is missing in the file{' in part' if name in places else ''}.")
+        for name, tensor in wanted.items()
+        if not _is_whole(places.get(name, []), tensor)
+    ]
     if problems:
-        shown = problems[:8] + [Problem("…", f"and {len(problems) - 8} more.")] * (len(problems) > 8)
-        raise Problems(
-            str(file),
-            shown,
-            "config.json and weights are of different models, or the file is not whole: fetch the folder again.",
+        shown = problems[:_SHOWN] + [Problem("…", f"and {len(problems) - _SHOWN} more.")] * (len(problems) > _SHOWN)
+        advice = (
+            "The weights are of another model than the sizes they come with, or the file is not whole: fetch it again."
         )
-    return names
+        raise Problems(weights.subject, shown, advice)
+    return places
 
 
-def _weights_file(folder: Path, dtype: torch.dtype) -> Path:
-    """The weights to read: the plain file, or its fp16 variant if it is alone or is what was asked for."""
-    files = {file.name: file for stem in _STEMS for file in sorted(folder.glob(f"{stem}*.safetensors"))}
-    order = (".fp16", "") if dtype == torch.float16 else ("", ".fp16")
-    for name in (f"{stem}{variant}.safetensors" for variant in order for stem in _STEMS):
-        if name in files:
-            return files[name]
-    whole = [file for file in files.values() if "-of-" not in file.name]
-    return whole[0]
+def _is_whole(sources: Sequence[_Source], wanted: Tensor) -> bool:
+    """Whether they are all rows of the network's tensor."""
+    rows = [source.target.into or (0, len(wanted)) for source in sources]
+    return sum(last - first for first, last in rows) == len(wanted)
 
 
-def _has_weights(folder: Path) -> bool:
-    return any("-of-" not in file.name for stem in _STEMS for file in folder.glob(f"{stem}*.safetensors"))
+def _wanted_shape(wanted: Tensor, target: Target) -> tuple[int, ...]:
+    """Shape of the rows of ours that ``target`` tells."""
+    if target.into is None:
+        return tuple(wanted.shape)
+    first, last = target.into
+    return (last - first, *wanted.shape[1:])
 
 
-def _check_folder(path: Path) -> None:
-    """All that is missing in the folder, at once."""
-    if not path.is_dir():
-        what = "is a file" if path.is_file() else "does not exist"
-        raise UserError(
-            f"{path} {what}; a diffusers folder with unet/, text_encoder/, vae/, tokenizer/ and scheduler/ was expected."
-        )
-    problems: list[Problem] = []
-    for part, stem in (
-        ("unet", "diffusion_pytorch_model"),
-        ("text_encoder", "model"),
-        ("vae", "diffusion_pytorch_model"),
-    ):
-        if not (path / part / "config.json").is_file():
-            problems.append(Problem(f"{part}/config.json", "is missing."))
-        if not _has_weights(path / part):
-            problems.append(Problem(f"{part}/{stem}.safetensors", f"is missing{_instead(path / part)}."))
-    if not (path / "tokenizer").is_dir():
-        problems.append(Problem("tokenizer/", "is missing (vocab.json with merges.txt, or tokenizer.json)."))
-    if not (path / "scheduler" / "scheduler_config.json").is_file():
-        problems.append(Problem("scheduler/scheduler_config.json", "is missing."))
-    if problems:
-        raise Problems(str(path), problems, "Give a folder in diffusers' layout, as model hosts offer it.")
+def _given_shape(entry: Entry, target: Target) -> tuple[int, ...]:
+    shape = entry.shape
+    if target.rows is not None:
+        first, last = target.rows
+        shape = (max(0, min(last, shape[0] if shape else 0) - first), *shape[1:])
+    return shape[::-1] if target.transposed else shape
 
 
-def _instead(folder: Path) -> str:
-    """What lies there in place of weights, if anything."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    if any("-of-" in file.name for file in files):
-        return ", only shards are there: join them into one file"
-    if pickles := [file.name for file in files if file.suffix in _PICKLES]:
-        return f"; {pickles[0]} is not opened, because loading a pickle runs whatever code is in it: convert it to safetensors"
-    return ""
+def _without_ones(shape: Iterable[int]) -> tuple[int, ...]:
+    """A 1×1 convolution may be stored as a linear layer, and the other way round."""
+    return tuple(size for size in shape if size != 1)
 
 
-def _check_fit(path: Path, unet: UNetConfig, clip: ClipConfig, vae: VaeConfig) -> None:
-    problems: list[Problem] = []
-    if unet.cross_attention_dim != clip.hidden_size:
-        what = f"is {unet.cross_attention_dim}, but the text encoder's hidden_size is {clip.hidden_size}."
-        problems.append(Problem("unet: cross_attention_dim", what))
-    if vae.latent_channels != unet.out_channels:
-        problems.append(
-            Problem(
-                "unet: out_channels", f"is {unet.out_channels}, but the vae's latent_channels is {vae.latent_channels}."
-            )
-        )
-    if problems:
-        raise Problems(str(path), problems, "The parts are of different models.")
+class _Files:
+    """Open files, by path, for reading tensors."""
+
+    def __init__(self) -> None:
+        self._mapped: dict[Path, Any] = {}
+        self._open: dict[Path, Any] = {}
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.close()
+        self._mapped.clear()
+
+    def read(
+        self,
+        entry: Entry,
+        target: Target,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        layout: torch.memory_format,
+    ) -> Tensor:
+        """One tensor of the network: pages of the file where it may stay as it is there, else a copy of its own."""
+        form = layout if len(shape) == 4 else torch.contiguous_format
+        as_stored = _DTYPES[entry.dtype] == dtype and device.type == "cpu" and not target.transposed
+        if as_stored:
+            mapped = _part(self._map(entry), target).reshape(shape)
+            if mapped.is_contiguous(memory_format=form):
+                return mapped
+            del mapped  # no page of it has been touched
+        stored = self.stored(entry, target).reshape(shape)
+        return stored.to(device, dtype, memory_format=form).contiguous(memory_format=form)
+
+    def joined(
+        self, sources: Sequence[_Source], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """One tensor of the network, of which the file's tensors are rows."""
+        whole = torch.empty(shape, dtype=dtype, device=device)
+        for entry, target in sources:
+            assert target.into is not None, f"{target.name} was found to have parts"
+            rows = whole[slice(*target.into)]
+            rows.copy_(self.stored(entry, target).reshape(rows.shape))
+        return whole
+
+    def stored(self, entry: Entry, target: Target) -> Tensor:
+        """A tensor in the file's type, read through a buffer: mapped pages would count as memory beside what is made of them."""
+        buffer = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
+        try:
+            file = self._open.get(entry.file) or entry.file.open("rb", buffering=0)
+            self._open[entry.file] = file
+            file.seek(entry.start)
+            view, done = buffer.numpy().data, 0
+            while done < len(view):  # one call reads at most 2 GiB
+                if not (count := file.readinto(view[done:])):
+                    raise OSError("it ends too early")
+                done += count
+        except OSError as error:
+            raise UserError(
+                f"{entry.file} cannot be read: {error}. It has changed since it was opened; start again."
+            ) from error
+        return _part(buffer.view(_DTYPES[entry.dtype]).reshape(entry.shape), target)
+
+    def _map(self, entry: Entry) -> Tensor:
+        try:
+            if entry.file not in self._mapped:
+                self._mapped[entry.file] = safe_open(entry.file, framework="pt", device="cpu")
+            return self._mapped[entry.file].get_tensor(entry.key)
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{entry.file} cannot be read: {error}. It has changed since it was opened; start again."
+            ) from error
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise UserError(f"{path} is larger than any configuration ({path.stat().st_size} bytes).")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}; an object with settings was expected.")
-    return found
+def _part(tensor: Tensor, target: Target) -> Tensor:
+    if target.rows is not None:
+        tensor = tensor[slice(*target.rows)]
+    return tensor.T if target.transposed else tensor

@@ -1,13 +1,15 @@
 """CLIP's tokenizer: lower-cased text to ids of byte-pair pieces (Sennrich et al. 2016, arXiv:1508.07909).
 
 Read from ``vocab.json`` + ``merges.txt``, or from ``tokenizer.json`` where those are missing; no torch, no transformers.
+
+A text encoder has 77 positions: start, 75 tokens of the caption, end. Longer captions are cut into pieces of 75 tokens, each in
+a row of its own with start and end (a *window*), as kohya's ``max_token_length`` does. :mod:`prompt_windows` joins what comes out.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,25 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from lorabake.base.errors import UserError
+from lorabake.protocols.family import Reading
 
+WINDOW_TOKENS = 75
+"""Tokens of a caption that one window holds, beside its start and end: what ``max_tokens`` is a multiple of."""
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _LARGEST_FILE = 64 << 20
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 """Words, single digits, English endings, runs of anything else: what merges may not cross."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A caption as a row of a given length holds it."""
+def windows_for(max_tokens: int) -> int:
+    """Windows that ``max_tokens`` tokens of a caption fill: 1 for 75, 2 for 150, 3 for 225.
 
-    tokens: int
-    """Tokens of the whole caption, without start and end."""
-    kept: str
-    lost: str
-    """The end of the caption that does not fit; empty when all of it does."""
+    Raises:
+        UserError: it is not a multiple of 75.
+    """
+    if max_tokens < WINDOW_TOKENS or max_tokens % WINDOW_TOKENS:
+        raise UserError(f"max_tokens is {max_tokens}; text encoders read 75 tokens at a time: give 75, 150 or 225.")
+    return max_tokens // WINDOW_TOKENS
 
 
 class ClipTokenizer:
@@ -83,13 +88,31 @@ class ClipTokenizer:
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
 
-    def encode(self, captions: Sequence[str], length: int | None = None) -> list[list[int]]:
-        """Token ids ``ids_BL``: start, caption, end, padding, each row ``length`` long (77 if not given); what is too long is cut."""
-        length = length or self.max_length
+    @classmethod
+    def from_vocabulary(cls, vocabulary: dict[str, int], merges: str, pad: str = _END) -> ClipTokenizer:
+        """A tokenizer from what ``vocab.json`` and ``merges.txt`` hold; ``pad`` is the token that rows are filled up with.
+
+        As in diffusers' folders, that token is a piece of its own wherever it stands in a caption: SD2's ``!`` is always token 0.
+        """
+        return cls(_byte_pairs(vocabulary, merges, Path("vocabulary"), {"pad_token": pad}), pad=pad)
+
+    def encode(self, captions: Sequence[str], windows: int = 1) -> list[list[int]]:
+        """Token ids ``ids_BL``, L = ``windows`` × 77: the windows of a caption one after the other.
+
+        Each window is what its 75 tokens alone would be: start, tokens, end, padding. So windows that a caption does not reach are
+        those of an empty caption, and where it ends at the last place of one, the next begins with the end. What is too long is cut.
+
+        kohya pads the whole caption first and mends starts and ends afterwards, which comes to the same rows, but for captions with
+        a ``!`` at a window's edge: it is also what SD2 and SDXL pad with, and kohya's mending takes it for padding.
+        """
+        room = self.max_length - 2
         rows: list[list[int]] = []
         for encoding in self._tokenizer.encode_batch(list(captions), add_special_tokens=False):
-            row = [self.start_id, *encoding.ids[: length - 2], self.end_id]
-            rows.append(row + [self.pad_id] * (length - len(row)))
+            row: list[int] = []
+            for start in range(0, windows * room, room):
+                tokens = encoding.ids[start : start + room]
+                row += [self.start_id, *tokens, self.end_id, *[self.pad_id] * (room - len(tokens))]
+            rows.append(row)
         return rows
 
     def pieces(self, caption: str) -> list[int]:
@@ -100,15 +123,19 @@ class ClipTokenizer:
         """Number of tokens of a caption, without start and end."""
         return len(self.pieces(caption))
 
-    def cut(self, caption: str, length: int | None = None) -> Cut:
-        """What of a caption fits into a row of ``length`` tokens (75 of them its own when 77), and the text that does not."""
-        room = (length or self.max_length) - 2
-        encoding = self._tokenizer.encode(caption, add_special_tokens=False)
-        total = len(encoding.ids)
-        if total <= room:
-            return Cut(total, caption, "")
-        where = encoding.offsets[room][0]  # offsets count characters of the caption as it was given
-        return Cut(total, caption[:where].rstrip(), caption[where:].strip())
+    def read(self, captions: Sequence[str], windows: int = 1) -> list[Reading]:
+        """What of each caption fits into ``windows`` windows, and the text that does not."""
+        room = self.max_length - 2
+        encodings = self._tokenizer.encode_batch(list(captions), add_special_tokens=False)
+        readings: list[Reading] = []
+        for caption, encoding in zip(captions, encodings, strict=True):
+            total, kept, lost = len(encoding.ids), caption, ""
+            if total > windows * room:
+                where = encoding.offsets[windows * room][0]  # offsets count characters of the caption as it was given
+                kept, lost = caption[:where].rstrip(), caption[where:].strip()
+            used = min(windows, max(1, -(-total // room)))
+            readings.append(Reading(tokens=total, room=windows * room, windows=used, kept=kept, lost=lost))
+        return readings
 
 
 def _byte_pairs(vocab: Any, merges: str, where: Path, settings: dict[str, Any]) -> Tokenizer:

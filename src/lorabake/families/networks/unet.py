@@ -1,6 +1,9 @@
 """The denoiser of SD1.x and SD2.x (Rombach et al. 2022, arXiv:2112.10752; Ronneberger et al. 2015, arXiv:1505.04597).
 
-Shapes: B batch, C channels, H and W of the latents, E time embedding, M text tokens, D text channels.
+SDXL's differs in its sizes, and in what it is told of the whole text and of the picture's framing (Podell et al. 2023,
+arXiv:2307.01952, section 2.2).
+
+Shapes: B batch, C channels, H and W of the latents, E time embedding, M text tokens, D text channels, P pooled text.
 Module paths and state-dict keys equal those of diffusers' ``UNet2DConditionModel``: they are the key table of LoRA files.
 """
 
@@ -138,6 +141,8 @@ class UNet2DConditionModel(nn.Module):
         time_channels = 4 * widths[0]
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], time_channels)
+        if config.micro_channels is not None:
+            self.add_embedding = TimestepEmbedding(config.micro_channels, time_channels)
         self.down_blocks = nn.ModuleList([DownBlock(config, level, time_channels) for level in range(len(widths))])
         self.mid_block = MidBlock(config, time_channels)
         self.up_blocks = nn.ModuleList(
@@ -152,16 +157,31 @@ class UNet2DConditionModel(nn.Module):
             if isinstance(module, UNetBlock):
                 module.gradient_checkpointing = enabled
 
-    def forward(self, latents_BCHW: Tensor, timesteps_B: Tensor, text_BMD: Tensor) -> Tensor:
+    def forward(
+        self,
+        latents_BCHW: Tensor,
+        timesteps_B: Tensor,
+        text_BMD: Tensor,
+        pooled_BP: Tensor | None = None,
+        sizes_BS: Tensor | None = None,
+    ) -> Tensor:
         """The prediction for each latent, BCHW.
 
         Args:
             latents_BCHW: noisy latents in the weights' type; any height and width.
             timesteps_B: training timesteps, 0 (clean) to 999 (noise), whole or not.
             text_BMD: the text encoder's output.
+            pooled_BP: the whole text as one vector, for networks with ``config.micro_channels``.
+            sizes_BS: the :data:`MICRO_SIZES` numbers of the picture's framing, in pixels, for the same networks.
+
+        Raises:
+            ValueError: the network is told of text and sizes and they are not given.
         """
         sinusoids = timestep_sinusoids(timesteps_B, self.config.block_out_channels[0]).to(latents_BCHW.dtype)
-        time_BE = F.silu(self.time_embedding(sinusoids))
+        time_BE = self.time_embedding(sinusoids)
+        if self.config.micro_channels is not None:
+            time_BE = time_BE + self._told(pooled_BP, sizes_BS, latents_BCHW.dtype)
+        time_BE = F.silu(time_BE)
         hidden = self.conv_in(latents_BCHW)
         kept = [hidden]
         for block in self.down_blocks:
@@ -170,6 +190,13 @@ class UNet2DConditionModel(nn.Module):
         for block in self.up_blocks:
             hidden = block(hidden, kept, time_BE, text_BMD)
         return self.conv_out(F.silu(self.conv_norm_out(hidden)))
+
+    def _told(self, pooled_BP: Tensor | None, sizes_BS: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Pooled text and the sinusoids of every size, embedded as the time is: BE."""
+        if pooled_BP is None or sizes_BS is None:
+            raise ValueError("This U-Net is told the pooled text and the picture's sizes: give both.")
+        sinusoids_BSC = timestep_sinusoids(sizes_BS.flatten(), self.config.size_channels).view(*sizes_BS.shape, -1)
+        return self.add_embedding(torch.cat([pooled_BP.to(dtype), sinusoids_BSC.flatten(1).to(dtype)], dim=1))
 
 
 def timestep_sinusoids(timesteps_B: Tensor, channels: int) -> Tensor:

@@ -17,7 +17,6 @@ from lorabake.families.networks.blocks import Downsample2D, ResnetBlock2D, Upsam
 from lorabake.families.networks.config import VaeConfig
 
 _EPS = 1e-6
-_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +153,3 @@ class AutoencoderKL(nn.Module):
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """The pictures of unscaled latents, in [-1, 1] give or take the decoder's overshoot."""
         return self.decoder(self.post_quant_conv(latents_BCHW))
-
-
-def current_key(key: str) -> str:
-    """A tensor's name today; files from before 2023 call the attention's layers query, key, value and proj_attn."""
-    if ".attentions." in key:
-        for old, new in _OLD_NAMES.items():
-            key = key.replace(old, new)
-    return key

@@ -1,72 +1,64 @@
-"""Facts of Stable Diffusion 1.x and 2.x models, read from the small configuration files of a diffusers folder."""
+"""Facts of Stable Diffusion 1.x and 2.x models, from their configuration files and the headers of their weights."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import functools
 
-from lorabake.base.errors import UserError
-from lorabake.base.files import quick_digest
-from lorabake.protocols.family import FamilyCard, ModelFacts
+from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Reader
 
-_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+# What reads models is imported when one is read: cards are walked for every list and every help text.
 
 
-def recognise(path: Path) -> ModelFacts | None:
-    """Facts, if ``path`` is a diffusers folder whose denoiser is a UNet conditioned on one CLIP text encoder; else None.
+def recognise(source: ModelSource) -> ModelFacts | None:
+    """Facts, if ``source`` is a U-Net conditioned on one CLIP text encoder; else None.
 
     Raises:
-        UserError: it is one, but its configuration is broken or asks for what is not supported.
+        UserError: it is one, but parts are missing or damaged, do not fit each other, or are of a kind that is not supported.
     """
-    unet = _read(path / "unet" / "config.json")
-    if unet is None or unet.get("_class_name") != "UNet2DConditionModel" or unet.get("addition_embed_type"):
+    from lorabake.base.files import quick_digest
+    from lorabake.families.networks.components import files_of
+    from lorabake.families.networks.predictions import prediction_of
+    from lorabake.families.sd.parts import parts_of
+
+    parts = parts_of(source)
+    if parts is None:
         return None
-    vae, scheduler = _required(path / "vae" / "config.json"), _required(path / "scheduler" / "scheduler_config.json")
-    prediction = _PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"))
-    if prediction is None:
-        raise UserError(
-            f"{path}: prediction type '{scheduler['prediction_type']}' is not supported. Allowed: {', '.join(_PREDICTIONS)}."
-        )
-    latent_scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    second = unet["cross_attention_dim"] == 1024
-    version = ("sd_v2" if second else "sd_v1") + ("_v" if prediction == "v" else "")
-    architecture = (
-        "stable-diffusion-v1" if not second else "stable-diffusion-v2-" + ("768-v" if prediction == "v" else "512")
-    )
+    unet, latent_scale, prediction = parts.unet.config, parts.vae.config.latent_scale, prediction_of(parts.scheduler)
+    version, architecture = ("sd_v1", "stable-diffusion-v1")
+    if parts.second:
+        version, architecture = "sd_v2", "stable-diffusion-v2-" + ("768-v" if prediction == "v" else "512")
+    name = source.base.stem if source.base.is_file() else source.base.name
     return ModelFacts(
         family="sd",
-        path=path,
-        name=path.name if path.parent.name != "pocket" else "pocket",
-        prediction="v" if prediction == "v" else "epsilon",
-        resolution=unet["sample_size"] * latent_scale,
-        pixel_step=latent_scale * 2 ** (len(unet["block_out_channels"]) - 1),
+        path=source.base,
+        name=name if source.base.parent.name != "pocket" else "pocket",
+        prediction=prediction,
+        resolution=parts.latent_side * latent_scale,
+        pixel_step=latent_scale * 2 ** (len(unet.block_out_channels) - 1),
         latent_scale=latent_scale,
-        latent_channels=unet["in_channels"],
-        base_version=version,
+        latent_channels=unet.in_channels,
+        base_version=version + ("_v" if prediction == "v" else ""),
         architecture=architecture,
-        digest=quick_digest(
-            sorted(file for file in path.glob("*/*") if file.suffix in (".safetensors", ".json", ".txt"))
-        ),
-        small=max(unet["block_out_channels"]) < 256,
+        digest=quick_digest(files_of(source)),
+        small=max(unet.block_out_channels) < 256,
+        vae=source.vae,
+        text_encoders=source.text_encoders,
+        notes=parts.notes,
     )
 
 
-def _required(path: Path) -> dict[str, Any]:
-    found = _read(path)
-    if found is None:
-        raise UserError(f"The model folder is not whole: {path} is missing.")
-    return found
+def readers(facts: ModelFacts, max_tokens: int) -> dict[Part, Reader]:
+    """What the text encoder sees of captions.
 
+    Raises:
+        UserError: the tokenizer's files are missing or broken.
+    """
+    from lorabake.families.networks.tokenizer import windows_for
+    from lorabake.families.sd.parts import parts_of
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}.") from error
-    return found if isinstance(found, dict) else None
+    parts = parts_of(facts.source)
+    assert parts is not None, f"{facts.path} was recognised before"
+    return {"text_encoder": functools.partial(parts.tokenizer().read, windows=windows_for(max_tokens))}
 
 
 CARD = FamilyCard(
@@ -75,4 +67,6 @@ CARD = FamilyCard(
     summary="Stable Diffusion 1.x and 2.x, any size: a UNet and one CLIP text encoder.",
     code="lorabake.families.sd.model:SDModel",
     recognise=recognise,
+    text_options=frozenset({"clip_skip", "max_tokens"}),
+    readers=readers,
 )

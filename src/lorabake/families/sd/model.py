@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorabake.base.errors import UserError
-from lorabake.base.files import replacing, sha256_file, write_atomic
-from lorabake.families.networks.load import load_folder
+from lorabake.base.files import write_atomic, write_json
+from lorabake.families.networks.clip import CLIPTextModel
+from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
+from lorabake.families.networks.components import Component
+from lorabake.families.networks.export import clip_json, copy_others, unet_json, vae_json, write_part
+from lorabake.families.networks.load import digest, fill
+from lorabake.families.networks.prompt_windows import join_windows, split_windows
+from lorabake.families.networks.tokenizer import WINDOW_TOKENS, windows_for
+from lorabake.families.networks.unet import UNet2DConditionModel
+from lorabake.families.networks.vae import AutoencoderKL
+from lorabake.families.sd.parts import parts_of
 from lorabake.protocols.family import Conditioning, Framing, Layer, LayerGroup, ModelFacts, Part, Tokens
 
 _PREFIX: dict[Part, str] = {"denoiser": "lora_unet", "text_encoder": "lora_te"}
-_FOLDERS: dict[Part, str] = {"denoiser": "unet", "text_encoder": "text_encoder"}
-_WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
+_MODEL_INDEX: Mapping[str, Any] = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+_C = TypeVar("_C")
+_M = TypeVar("_M", bound=nn.Module)
 
 
 class SDModel:
@@ -32,6 +49,7 @@ class SDModel:
         dtype: of the frozen weights and activations.
         device: where to load it, straight from the file.
         clip_skip: take the text encoder's ``clip_skip``-th last hidden state (1 = the last); None is the ordinary output.
+        max_tokens: tokens of a caption that are read, a multiple of 75; each 75 of them are encoded apart.
     """
 
     def __init__(
@@ -41,19 +59,21 @@ class SDModel:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         clip_skip: int | None = None,
+        max_tokens: int = WINDOW_TOKENS,
     ) -> None:
-        self.facts, self._clip_skip = facts, clip_skip
+        self.facts, self._clip_skip, self._windows = facts, clip_skip, windows_for(max_tokens)
         self._device, self._dtype = torch.device(device), dtype
-        self.unet, self.text_encoder, self.vae, self.tokenizer, self.sampler = load_folder(
-            facts.path, dtype=dtype, device=device
-        )
+        parts = parts_of(facts.source, half=dtype == torch.float16)
+        assert parts is not None, f"{facts.path} was recognised before"
+        self._parts, self.sampler, self.tokenizer = parts, parts.scheduler, parts.tokenizer()
+        self.unet = _loaded(UNet2DConditionModel, parts.unet, dtype, device)
+        self.text_encoder = _loaded(CLIPTextModel, parts.text_encoder, dtype, device)
+        self.vae = _loaded(AutoencoderKL, parts.vae, dtype, device)
         if (clip_skip or 1) > (most := self.text_encoder.config.layers):
             raise UserError(
                 f"clip_skip is {clip_skip}; the text encoder of {facts.name} has {most} layers. Give 1 to {most}."
             )
         self.parts: Mapping[Part, nn.Module] = {"denoiser": self.unet, "text_encoder": self.text_encoder}
-        for module in (self.unet, self.text_encoder, self.vae):
-            module.requires_grad_(False).eval()
         self.betas_T = _betas(self.sampler)
         self._layers = [layer for part in self.parts for layer in _layers(part, self.parts[part])]
 
@@ -69,8 +89,9 @@ class SDModel:
 
     @functools.cached_property
     def latent_space(self) -> str:
-        """sha256 of the VAE's weights and configuration files."""
-        return _digest(self.facts.path / "vae")
+        """sha256 of the VAE's weights as stored, and of its scale: the same in whatever file the same VAE lies."""
+        vae = self._parts.vae
+        return digest(vae.weights, vae.rename, f"{vae.config.scaling_factor} {vae.config.shift_factor}")
 
     def layers(self) -> Sequence[Layer]:
         """Every Linear and Conv2d, denoiser first, in module order."""
@@ -91,13 +112,14 @@ class SDModel:
         )
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Ids of 77 tokens each."""
-        return {"text_encoder": torch.tensor(self.tokenizer.encode(captions))}
+        """Ids: 77 for each window of 75 tokens, one window after the other."""
+        return {"text_encoder": torch.tensor(self.tokenizer.encode(captions, self._windows))}
 
     def encode_text(self, tokens: Tokens) -> Conditioning:
-        """``text_BLD``: hidden states of every token."""
-        ids_BL = tokens["text_encoder"].to(self.device)
-        return {"text_BLD": self.text_encoder(ids_BL, clip_skip=self._clip_skip)}
+        """``text_BLD``: hidden states of every token; 77, 152 or 227 of them."""
+        ids_BT = tokens["text_encoder"].to(self.device)
+        ids_NL = split_windows(ids_BT, self.tokenizer.max_length)
+        return {"text_BLD": join_windows(self.text_encoder(ids_NL, clip_skip=self._clip_skip), len(ids_BT))}
 
     def frame(self, framings: Sequence[Framing]) -> Conditioning:
         """Nothing: these models are told the text alone."""
@@ -114,26 +136,27 @@ class SDModel:
         self.unet.checkpoint_gradients(enabled)
 
     def save(self, folder: Path) -> None:
-        """Write a diffusers folder: the weights as they are now, everything else as it came."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for item in self.facts.path.iterdir():
-            if item.is_dir() and item.name not in _WEIGHTS:
-                shutil.copytree(item, folder / item.name, dirs_exist_ok=True)
-            elif item.is_file() and item.suffix == ".json":
-                write_atomic(folder / item.name, item.read_bytes())
-        for part, name in _FOLDERS.items():
-            config = json.loads((self.facts.path / name / "config.json").read_text(encoding="utf-8"))
-            write_atomic(folder / name / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-            tensors = {key: tensor.detach().contiguous() for key, tensor in self.parts[part].state_dict().items()}
-            with replacing(folder / name / _WEIGHTS[name]) as path:
-                save_file(tensors, path, metadata={"format": "pt"})
+        """Write a diffusers folder: the weights as they are now; in the model's own folder, everything else as it came."""
+        parts, home = self._parts, self.facts.path
+        unet, clip, vae = parts.unet, parts.text_encoder, parts.vae
+        config = unet.json or unet_json(unet.config, parts.latent_side)
+        write_part(folder / "unet", "diffusion_pytorch_model", self.unet, config)
+        write_part(folder / "text_encoder", "model", self.text_encoder, clip.json or clip_json(clip.config))
+        write_json(folder / "scheduler" / "scheduler_config.json", dict(parts.scheduler))
+        written = ["unet", "text_encoder", "scheduler"]
+        if home.is_file() or self.facts.vae:
+            write_part(folder / "vae", "diffusion_pytorch_model", self.vae, vae.json or vae_json(vae.config))
+            written.append("vae")
+        if home.is_dir():
+            copy_others(home, folder, written)
+            return
+        for name, text in clip_tokenizer_files(parts.pad).items():
+            write_atomic(folder / "tokenizer" / name, text.encode())
+        write_json(folder / "model_index.json", _MODEL_INDEX)
 
 
-def _digest(*folders: Path) -> str:
-    files = [
-        path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".safetensors", ".json")
-    ]
-    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+def _loaded(network: Callable[[_C], _M], part: Component[_C], dtype: torch.dtype, device: str) -> _M:
+    return fill(lambda: network(part.config), part.weights, part.rename, dtype, device)
 
 
 def _betas(sampler: Mapping[str, Any]) -> Tensor:

@@ -15,13 +15,20 @@ from safetensors.torch import load_file, save_file
 
 from lorabake.base.errors import Problems, UserError
 from lorabake.base.places import POCKET_MODEL
-from lorabake.families.networks.load import LoadedFolder, load_folder
+from lorabake.families import load_model
+from lorabake.families.sd.model import SDModel
 
 UNET, TEXT, VAE = (
     "unet/diffusion_pytorch_model.safetensors",
     "text_encoder/model.safetensors",
     "vae/diffusion_pytorch_model.safetensors",
 )
+
+
+def folder_model(folder: Path, dtype: torch.dtype = torch.float32) -> SDModel:
+    model = load_model(folder, dtype=dtype)
+    assert isinstance(model, SDModel)
+    return model
 
 
 @pytest.fixture
@@ -39,13 +46,13 @@ def edit_json(file: Path, **values: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-def first_bias(model: LoadedFolder) -> float:
+def first_bias(model: SDModel) -> float:
     return float(model.unet.state_dict()["conv_in.bias"][0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_weights_are_those_of_the_files(dtype: torch.dtype) -> None:
-    model = load_folder(POCKET_MODEL, dtype=dtype)
+    model = folder_model(POCKET_MODEL, dtype=dtype)
     for network, file in ((model.unet, UNET), (model.text_encoder, TEXT), (model.vae, VAE)):
         stored = load_file(POCKET_MODEL / file)
         state = network.state_dict()
@@ -54,14 +61,14 @@ def test_weights_are_those_of_the_files(dtype: torch.dtype) -> None:
             loaded = state[key if key in state else f"text_model.{key}"]
             assert loaded.dtype == dtype and torch.equal(loaded, tensor.to(dtype)), key
         assert not any(parameter.requires_grad for parameter in network.parameters()) and not network.training
-    assert model.scheduler_config["beta_end"] == 0.012
+    assert model.sampler["beta_end"] == 0.012
 
 
 def test_the_pocket_model_predicts_what_diffusers_predicts() -> None:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     theirs = UNet2DConditionModel.from_pretrained(POCKET_MODEL / "unet", torch_dtype=torch.float32)
-    ours = load_folder(POCKET_MODEL)
+    ours = folder_model(POCKET_MODEL)
     with torch.no_grad():
         text = ours.text_encoder(torch.tensor(ours.tokenizer.encode(["1girl, red hair, beach"])))
         latents = torch.randn(1, ours.unet.config.in_channels, 16, 16)
@@ -70,7 +77,7 @@ def test_the_pocket_model_predicts_what_diffusers_predicts() -> None:
 
 
 def test_bfloat16_stays_near(folder: Path) -> None:
-    exact, near = load_folder(folder), load_folder(folder, dtype=torch.bfloat16)
+    exact, near = folder_model(folder), folder_model(folder, dtype=torch.bfloat16)
     with torch.no_grad():
         ids = torch.tensor(exact.tokenizer.encode(["1girl, red hair, beach"]))
         latents, timesteps = torch.randn(1, exact.unet.config.in_channels, 16, 16), torch.tensor([400])
@@ -82,7 +89,7 @@ def test_bfloat16_stays_near(folder: Path) -> None:
 def test_training_the_weights_leaves_the_file(folder: Path) -> None:
     edit(folder / UNET, lambda tensors: tensors.update({key: tensor.float() for key, tensor in tensors.items()}))
     before = (folder / UNET).read_bytes()
-    model = load_folder(folder)
+    model = folder_model(folder)
     for parameter in model.unet.parameters():
         parameter.zero_()
     assert (folder / UNET).read_bytes() == before
@@ -102,10 +109,10 @@ def test_prefix_positions_and_old_names_are_accepted(folder: Path) -> None:
                 was = key.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value")
                 tensors[was.replace("to_out.0", "proj_attn")] = tensors.pop(key)
 
-    expected = load_folder(folder)
+    expected = folder_model(folder)
     edit(folder / TEXT, the_other_way)
     edit(folder / VAE, old)
-    given = load_folder(folder)
+    given = folder_model(folder)
     for ours, theirs in ((given.text_encoder, expected.text_encoder), (given.vae, expected.vae)):
         for one, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
             assert torch.equal(one, other)
@@ -115,16 +122,16 @@ def test_a_variant_is_read_when_it_is_alone_or_asked_for(folder: Path) -> None:
     variant = folder / "unet/diffusion_pytorch_model.fp16.safetensors"
     shutil.copy(folder / UNET, variant)
     edit(variant, lambda tensors: tensors["conv_in.bias"].fill_(7))
-    assert first_bias(load_folder(folder)) != 7
-    assert first_bias(load_folder(folder, dtype=torch.float16)) == 7
+    assert first_bias(folder_model(folder)) != 7
+    assert first_bias(folder_model(folder, dtype=torch.float16)) == 7
     (folder / UNET).unlink()
-    assert first_bias(load_folder(folder)) == 7
+    assert first_bias(folder_model(folder)) == 7
 
 
 def test_loading_does_not_import_the_compiler() -> None:
     code = (
-        "import sys; from lorabake.base.places import POCKET_MODEL; from lorabake.families.networks.load import load_folder;"
-        "load_folder(POCKET_MODEL); print(*{'torch._dynamo', 'diffusers', 'transformers'} & set(sys.modules))"
+        "import sys; from lorabake.families import load_model; load_model('pocket');"
+        "print(*{'torch._dynamo', 'diffusers', 'transformers'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
 
@@ -208,19 +215,33 @@ def spoil_vocabulary(folder: Path) -> None:
 def test_what_is_wrong_is_said(folder: Path, spoil: Callable[[Path], None], words: list[str]) -> None:
     spoil(folder)
     with pytest.raises(UserError) as caught:
-        load_folder(folder)
+        folder_model(folder)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_a_folder_that_is_no_model_lists_all_that_was_looked_for(tmp_path: Path) -> None:
+def test_everything_missing_is_told_at_once(folder: Path) -> None:
+    for part in ("text_encoder", "vae", "tokenizer", "scheduler"):
+        shutil.rmtree(folder / part)
     with pytest.raises(Problems) as caught:
-        load_folder(tmp_path)
+        folder_model(folder)
     text = str(caught.value)
-    for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
+    for part in ("text_encoder", "vae", "tokenizer", "scheduler"):
         assert f"{part}/" in text
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unet/.*tokenizer/"):
+        folder_model(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
-        load_folder(tmp_path / "nothing")
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="is a file"):
-        load_folder(tmp_path / "model.safetensors")
+        folder_model(tmp_path / "nothing")
+
+
+def test_a_whole_set_of_shards_is_one_network(folder: Path) -> None:
+    tensors = sorted(load_file(folder / UNET).items())
+    expected = folder_model(folder).unet.state_dict()
+    (folder / UNET).unlink()
+    for number, part in enumerate((tensors[:100], tensors[100:]), start=1):
+        save_file(dict(part), folder / f"unet/diffusion_pytorch_model-{number:05d}-of-00002.safetensors")
+    given = folder_model(folder).unet.state_dict()
+    assert all(torch.equal(given[name], tensor) for name, tensor in expected.items())

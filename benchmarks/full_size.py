@@ -1,0 +1,225 @@
+"""One LoRA step on a full-size SD1.5 denoiser (random weights) beside others' ways to take it: seconds, peak memory, ratios.
+
+    python benchmarks/full_size.py --pixels 64 128 256 --batch 1 4 --precision fp32 bf16
+
+Five sides: the frozen networks alone, forward and backward (the floor under any LoRA; ours and diffusers'), our LoRA step, a plain
+diffusers + PEFT step, and diffusers with one small module per layer, as kohya's scripts have it. LoRA of rank 16 on the 192 attention layers,
+latents and text given, AdamW. Each side has a process of its own per case; sides take turns, and medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+FLOORS = ("our frozen base", "diffusers' frozen base")
+SIDES = (*FLOORS, "lorabake", "diffusers + peft", "diffusers + kohya-style")
+RANK, TOKENS, WIDTH = 16, 77, 768
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+
+
+def main() -> None:
+    """Measure every case and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--pixels", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--precision", choices=("fp32", "bf16"), nargs="+", default=["fp32"])
+    parser.add_argument("--sides", choices=SIDES, nargs="+", default=list(SIDES))
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per process")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(_measure(arguments)))
+        return
+    for pixels, batch, precision in itertools.product(arguments.pixels, arguments.batch, arguments.precision):
+        results: dict[str, list[dict[str, float]]] = {side: [] for side in arguments.sides}
+        for _, side in itertools.product(range(arguments.rounds), arguments.sides):
+            case = ["--pixels", str(pixels), "--batch", str(batch), "--precision", precision]
+            results[side].append(_run(side, [*case, "--steps", str(arguments.steps)], arguments.threads))
+        print(f"\n{pixels} px, batch {batch}, {precision}, {arguments.threads} threads")
+        _print_table(results)
+
+
+def _run(side: str, case: list[str], threads: int) -> dict[str, float]:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, __file__, "--side", side, *case]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _print_table(results: dict[str, list[dict[str, float]]]) -> None:
+    medians = {
+        side: {name: statistics.median(run[name] for run in runs) for name in runs[0]} for side, runs in results.items()
+    }
+    ours = medians.get("lorabake")
+    print(f"{'':<26}{'s/step':>10}{'peak MB':>10}{'ours takes':>14}")
+    for side, row in medians.items():
+        ratio = f"{ours['seconds'] / row['seconds']:>13.2f}x" if ours else ""
+        print(f"{side:<26}{row['seconds']:>10.3f}{row['peak_mb']:>10.0f}{ratio}")
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, float]:
+    import torch
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[arguments.precision[0]]
+    step = _ours(arguments, dtype) if arguments.side in ("lorabake", FLOORS[0]) else _theirs(arguments, dtype)
+    step()
+    seconds: list[float] = []
+    for _ in range(arguments.steps):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "seconds": statistics.median(seconds),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _inputs(arguments: argparse.Namespace, dtype: Any) -> tuple[Any, ...]:
+    """Latents, noise, timesteps and text of one batch."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    side, batch = arguments.pixels[0] // 8, arguments.batch[0]
+    latents, noise = (torch.randn(batch, 4, side, side, generator=generator).to(dtype) for _ in range(2))
+    timesteps = torch.randint(0, 1000, (batch,), generator=generator)
+    return latents, noise, timesteps, torch.randn(batch, TOKENS, WIDTH, generator=generator).to(dtype)
+
+
+def _ours(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
+    """Our network and, for the side that has one, our adapter and optimizer."""
+    import torch
+
+    from lorabake.adapters import graft
+    from lorabake.adapters.lora import LoraSettings
+    from lorabake.families.networks.config import UNetConfig
+    from lorabake.families.networks.load import memory_format
+    from lorabake.families.networks.unet import UNet2DConditionModel
+    from lorabake.families.sd.model import _layers
+    from lorabake.optimizers._flat import FlatGroup, clip_gradients
+    from lorabake.optimizers.adamw import AdamW
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(UNetConfig(cross_attention_dim=WIDTH))
+    unet = unet.to(dtype).to_empty(device="cpu")
+    _fill(unet)
+    unet = unet.to(memory_format=memory_format(unet, dtype, torch.device("cpu"))).requires_grad_(False)  # pyright: ignore[reportCallIssue]
+    latents, noise, timesteps, text = _inputs(arguments, dtype)
+    if arguments.side in FLOORS:
+        return _floor(lambda x: unet(x, timesteps, text), latents, noise)
+
+    class Denoiser:
+        """What an adapter needs of a model."""
+
+        parts = {"denoiser": unet}
+        device = torch.device("cpu")
+
+        def layers(self) -> list[Any]:
+            return list(_layers("denoiser", unet))
+
+    model: Any = Denoiser()
+    adapter = graft(model, "lora", LoraSettings(rank=RANK), seed=0, parts=("denoiser",))
+    adapter.training = True
+    groups = [FlatGroup(part, parameters) for part, parameters in adapter.parameters().items()]
+    optimizer = AdamW([{"params": [group.values], "lr": 1e-4} for group in groups], weight_decay=0.01)
+
+    def step() -> None:
+        for group in groups:
+            group.zero_gradient()
+        torch.nn.functional.mse_loss(unet(latents, timesteps, text).float(), noise.float()).backward()
+        clip_gradients(groups, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def _theirs(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
+    """diffusers' network, frozen, with PEFT's adapter or with a module for each layer."""
+    import torch
+
+    diffusers: Any = importlib.import_module("diffusers")
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(cross_attention_dim=WIDTH, attention_head_dim=8)
+    unet = unet.to(dtype).to_empty(device="cpu")
+    _fill(unet)
+    unet.requires_grad_(False)
+    latents, noise, timesteps, text = _inputs(arguments, dtype)
+    if arguments.side in FLOORS:
+        return _floor(lambda x: unet(x, timesteps, text).sample, latents, noise)
+    if arguments.side == "diffusers + peft":
+        peft: Any = importlib.import_module("peft")
+        unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(ATTENTION)))
+        trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.data = parameter.data.float() if dtype == torch.float32 else parameter.data
+    else:
+        trained = _one_module_per_layer(unet, dtype)
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
+
+    def step() -> None:
+        torch.nn.functional.mse_loss(unet(latents, timesteps, text).sample.float(), noise.float()).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _one_module_per_layer(unet: Any, dtype: Any) -> list[Any]:
+    """Each layer's forward becomes forward(x) + up(down(x)) · scale, from two small layers of the same kind."""
+    import torch
+    from torch import nn
+
+    def changed(layer: Any) -> list[Any]:
+        if isinstance(layer, nn.Linear):
+            down, up = nn.Linear(layer.in_features, RANK, bias=False), nn.Linear(RANK, layer.out_features, bias=False)
+        else:
+            down = nn.Conv2d(layer.in_channels, RANK, 1, bias=False)
+            up = nn.Conv2d(RANK, layer.out_channels, 1, bias=False)
+        down, up, before = down.to(dtype), up.to(dtype), layer.forward
+        torch.nn.init.zeros_(up.weight)
+        layer.forward = lambda x: before(x) + up(down(x)) * 1.0 * 1.0
+        return [down.weight, up.weight]
+
+    return [
+        weight
+        for name, layer in unet.named_modules()
+        if ".attentions." in name and isinstance(layer, nn.Linear | nn.Conv2d)
+        for weight in changed(layer)
+    ]
+
+
+def _floor(predict: Callable[[Any], Any], latents: Any, noise: Any) -> Callable[[], None]:
+    """Forward and backward down to the input; no weight gets a gradient."""
+    import torch
+
+    def step() -> None:
+        given = latents.detach().requires_grad_()
+        torch.nn.functional.mse_loss(predict(given).float(), noise.float()).backward()
+
+    return step
+
+
+def _fill(network: Any) -> None:
+    """Small random weights, and norms that do nothing."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data.fill_(1.0) if parameter.dim() == 1 else parameter.data.normal_(0, 0.02, generator=generator)
+
+
+if __name__ == "__main__":
+    main()

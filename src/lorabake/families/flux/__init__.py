@@ -1,0 +1,1 @@
+"""Flux.1 (dev, schnell and models of their make)."""

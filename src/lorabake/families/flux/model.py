@@ -1,0 +1,218 @@
+"""Flux.1 as lorabake's loop sees it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lorabake.base.errors import UserError
+from lorabake.base.files import write_atomic, write_json
+from lorabake.families.flux.parts import FluxParts, parts_of
+from lorabake.families.networks.clip import CLIPTextModel
+from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
+from lorabake.families.networks.components import Component
+from lorabake.families.networks.dit_config import FluxConfig
+from lorabake.families.networks.export import clip_json, copy_others, vae_json, write_part, write_tensors
+from lorabake.families.networks.flux import FluxTransformer
+from lorabake.families.networks.flux_layout import diffusers_pieces, flux_json, t5_json
+from lorabake.families.networks.load import digest, fill
+from lorabake.families.networks.t5 import T5Encoder
+from lorabake.families.networks.vae import AutoencoderKL
+from lorabake.protocols.family import Conditioning, Framing, Layer, LayerGroup, ModelFacts, Part, Tokens
+
+_PREFIX: dict[Part, str] = {"denoiser": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te3"}
+_BLOCKS = ("double_blocks.", "single_blocks.")
+_GUIDANCE = 1.0
+_MODEL_INDEX: Mapping[str, Any] = {
+    "_class_name": "FluxPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+_C = TypeVar("_C")
+_M = TypeVar("_M", bound=nn.Module)
+
+
+class FluxModel:
+    """A loaded model; see :class:`lorabake.protocols.family.Model`.
+
+    Args:
+        facts: what :func:`lorabake.families.inspect_model` said of it.
+        dtype: of the frozen weights and activations; not float16, in which T5 overflows.
+        device: where to load it, straight from the file.
+        t5_tokens: tokens of a caption that T5 reads, with its end; None is what the model was trained with.
+    """
+
+    betas_T = None
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        t5_tokens: int | None = None,
+    ) -> None:
+        if dtype == torch.float16:
+            raise UserError(f"{facts.name} cannot run in float16: its text encoder overflows. Use bfloat16 or float32.")
+        if t5_tokens is not None and t5_tokens < 1:
+            raise UserError(
+                f"t5_tokens is {t5_tokens}; give 1 or more, 512 at most for what the model was trained with."
+            )
+        self.facts = facts
+        self._device, self._dtype = torch.device(device), dtype
+        parts = parts_of(facts.source)
+        assert parts is not None, f"{facts.path} was recognised before"
+        self._parts: FluxParts = parts
+        self.sampler, (self.tokenizer, self.tokenizer_2) = parts.scheduler, parts.tokenizers()
+        self._t5_tokens = t5_tokens or parts.t5_tokens
+        self.transformer = _loaded(FluxTransformer, parts.transformer, dtype, device)
+        self.text_encoder = _loaded(CLIPTextModel, parts.text_encoder, dtype, device)
+        self.text_encoder_2 = _loaded(T5Encoder, parts.text_encoder_2, dtype, device)
+        self.vae = _loaded(AutoencoderKL, parts.vae, dtype, device)
+        self.parts: Mapping[Part, nn.Module] = {
+            "denoiser": self.transformer,
+            "text_encoder": self.text_encoder,
+            "text_encoder_2": self.text_encoder_2,
+        }
+        self._layers = [layer for part in self.parts for layer in flux_layers(part, self.parts[part])]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the denoiser's weights."""
+        return self._dtype
+
+    @functools.cached_property
+    def latent_space(self) -> str:
+        """sha256 of the VAE's weights as stored, and of its scale: the same in whatever file the same VAE lies."""
+        vae = self._parts.vae
+        return digest(vae.weights, vae.rename, f"{vae.config.scaling_factor} {vae.config.shift_factor}")
+
+    def layers(self) -> Sequence[Layer]:
+        """Every Linear, denoiser first, in module order."""
+        return self._layers
+
+    @torch.no_grad()
+    def encode_images(self, images_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents, shifted and scaled."""
+        posterior = self.vae.encode(images_BCHW.to(self.device, self.dtype))
+        latents = posterior.mean if generator is None else posterior.sample(generator)
+        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1]."""
+        latents = latents_BCHW.to(self.device, self.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(latents + self.vae.config.shift_factor)
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """Ids: 77 for CLIP, and as many as T5 reads."""
+        return {
+            "text_encoder": torch.tensor(self.tokenizer.encode(captions)),
+            "text_encoder_2": torch.tensor(self.tokenizer_2.encode(captions, self._t5_tokens)),
+        }
+
+    def encode_text(self, tokens: Tokens) -> Conditioning:
+        """``text_BLD``: T5's vectors of every token, padding included; ``pooled_BD``: CLIP's of the whole caption."""
+        ids_BL = tokens["text_encoder"].to(self.device)
+        return {
+            "text_BLD": self.text_encoder_2(tokens["text_encoder_2"].to(self.device)),
+            "pooled_BD": self.text_encoder.at_end(ids_BL, self.text_encoder(ids_BL)),
+        }
+
+    def frame(self, framings: Sequence[Framing]) -> Conditioning:
+        """Nothing: these models are told the text alone."""
+        return {}
+
+    def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """The direction from picture to noise.
+
+        ``guidance_B`` in the conditioning is what a model that is told a guidance scale (dev) is told; without it 1, which is
+        what it is trained with. Other models do not look at it.
+        """
+        guidance_B = conditioning.get("guidance_B")
+        if guidance_B is None:
+            guidance_B = torch.full((len(latents_BCHW),), _GUIDANCE, device=self.device)
+        return self.transformer(
+            latents_BCHW.to(self.device, self.dtype),
+            timesteps_B.to(self.device),
+            conditioning["text_BLD"].to(self.dtype),
+            conditioning["pooled_BD"].to(self.dtype),
+            guidance_B.to(self.device),
+        )
+
+    def checkpoint_gradients(self, enabled: bool) -> None:
+        """Recompute each block of the denoiser in the backward pass."""
+        self.transformer.gradient_checkpointing = enabled
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers folder: the weights as they are now; in the model's own folder, everything else as it came."""
+        parts, home = self._parts, self.facts.path
+        flux, clip, t5, vae = parts.transformer, parts.text_encoder, parts.text_encoder_2, parts.vae
+        tensors = diffusers_tensors(self.transformer.state_dict(), flux.config)
+        write_tensors(folder / "transformer", "diffusion_pytorch_model", tensors, flux.json or flux_json(flux.config))
+        write_part(folder / "text_encoder", "model", self.text_encoder, clip.json or clip_json(clip.config))
+        write_part(folder / "text_encoder_2", "model", self.text_encoder_2, t5.json or t5_json(t5.config))
+        write_json(folder / "scheduler" / "scheduler_config.json", dict(parts.scheduler))
+        for name, text in self.tokenizer_2.files(parts.t5_tokens).items():
+            write_atomic(folder / "tokenizer_2" / name, text.encode())
+        written = ["transformer", "text_encoder", "text_encoder_2", "scheduler", "tokenizer_2"]
+        if home.is_file() or self.facts.vae:
+            write_part(folder / "vae", "diffusion_pytorch_model", self.vae, vae.json or vae_json(vae.config))
+            written.append("vae")
+        if home.is_dir():
+            copy_others(home, folder, written)
+            return
+        for name, text in clip_tokenizer_files().items():
+            write_atomic(folder / "tokenizer" / name, text.encode())
+        write_json(folder / "model_index.json", _MODEL_INDEX)
+
+
+def flux_layers(part: Part, root: nn.Module) -> Iterator[Layer]:
+    """Every Linear of a part.
+
+    T5's count as ``other``, which network types leave alone: hardly any client loads changes to it, and no trainer makes them
+    unless told.
+    """
+    for path, module in root.named_modules():
+        if isinstance(module, nn.Linear):
+            yield Layer(part, path, module, _group(part, path), f"{_PREFIX[part]}_{path.replace('.', '_')}")
+
+
+def diffusers_tensors(state: Mapping[str, Tensor], config: FluxConfig) -> dict[str, Tensor]:
+    """The denoiser's tensors under diffusers' names, none sharing memory with another."""
+    rows: dict[str, list[tuple[int, Tensor]]] = {}
+    for piece in diffusers_pieces(config):
+        for kind in ("weight", "bias"):
+            if (ours := state.get(f"{piece.ours}.{kind}")) is not None:
+                part = ours[slice(*piece.our_rows)] if piece.our_rows else ours
+                rows.setdefault(f"{piece.theirs}.{kind}", []).append(((piece.their_rows or (0, 0))[0], part))
+    return {
+        name: torch.cat([part for _, part in sorted(found, key=lambda row: row[0])]) for name, found in rows.items()
+    }
+
+
+def _loaded(network: Callable[[_C], _M], part: Component[_C], dtype: torch.dtype, device: str) -> _M:
+    return fill(lambda: network(part.config), part.weights, part.rename, dtype, device)
+
+
+def _group(part: Part, path: str) -> LayerGroup:
+    if part == "denoiser":
+        return "transformer" if path.startswith(_BLOCKS) else "other"
+    return "text" if part == "text_encoder" else "other"

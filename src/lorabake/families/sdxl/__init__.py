@@ -1,0 +1,1 @@
+"""Stable Diffusion XL and models of its make, of any size."""

@@ -1,0 +1,114 @@
+"""Flow matching: the straight way from picture to noise. Lipman et al. 2022, arXiv 2210.02747; Liu et al. 2022, arXiv 2209.03003.
+
+s is the share of noise, 0 a clean picture and 1 noise alone; timesteps are 1000·s in float32, as these models are told them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from lorabake.base.cards import find
+from lorabake.objectives._settings import ObjectiveSettings
+from lorabake.objectives.timesteps import Draw
+from lorabake.protocols.objective import ObjectiveCard
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from lorabake.protocols.family import Model
+
+_LEVELS = 1 << 24
+"""Timesteps are not whole: as many as float32 tells apart below 1."""
+
+
+class FlowSettings(ObjectiveSettings):
+    """Settings of ``flow``.
+
+    The defaults are what is common for LoRA, with the model's own shift: timesteps from a logistic normal distribution, because s near 0
+    and near 1 teaches little (arXiv 2403.03206, section 3.1); moved towards noise, because a large picture is still plain to see under
+    noise that would drown a small one (section 5.3.2); and no weights, because the distribution of timesteps already is one.
+    """
+
+    timesteps: str = "shift"
+    """How timesteps are drawn. flux-shift suits pictures of many sizes. See `lorabake list timesteps`."""
+    sigmoid_scale: float = Field(default=1.0, gt=0, le=10)
+    """Width of sigmoid, shift and flux-shift: smaller is more in the middle. 1 is usual, 0.5 to 1.5 safe."""
+    shift: float | None = Field(default=None, gt=0, le=100)
+    """How far the rule shift moves timesteps towards noise; 1 is not at all. Default: the model's own, or 3. 1 to 6 is usual."""
+    logit_mean: float = Field(default=0.0, ge=-10, le=10)
+    """Mean of logit-normal: above 0 is more noise. -1 to 1 is usual."""
+    logit_std: float = Field(default=1.0, gt=0, le=10)
+    """Width of logit-normal. 1 is usual."""
+
+    def metadata(self) -> dict[str, Any]:
+        """The loss, and how timesteps are drawn, in other trainers' words."""
+        normal = self.timesteps == "logit-normal"
+        return {
+            **super().metadata(),
+            "timestep_sampling": {"flux-shift": "flux_shift", "logit-normal": "sigma"}.get(
+                self.timesteps, self.timesteps
+            ),
+            "sigmoid_scale": None if normal or self.timesteps == "uniform" else self.sigmoid_scale,
+            "discrete_flow_shift": self.shift if self.timesteps == "shift" else None,
+            "logit_mean": self.logit_mean if normal else None,
+            "logit_std": self.logit_std if normal else None,
+            "model_prediction_type": "raw",
+        }
+
+
+class Flow:
+    """The objective of flow models; see :class:`lorabake.protocols.objective.Objective`.
+
+    Args:
+        settings: loss, weighting and timestep rule.
+        sampler: the model's scheduler settings; its shifts are read.
+    """
+
+    def __init__(self, settings: FlowSettings, sampler: Mapping[str, Any]) -> None:
+        self.settings, self._sampler = settings, sampler
+        self._loss = find("loss", settings.loss).load()
+        self._weigh = find("weighting", settings.weighting).load()
+        self._draw = find("timesteps", settings.timesteps).load()
+
+    def draw_timesteps(self, shape_BCHW: Sequence[int], generator: Generator) -> Tensor:
+        """``timesteps_B``, float32 on the CPU, from ``min_timestep`` to ``max_timestep``."""
+        low, high = self.settings.min_timestep, self.settings.max_timestep
+        shares_B = self._draw(Draw.of(shape_BCHW, _LEVELS, self._sampler, self.settings, generator))
+        return (low + (high - low) * shares_B).float()
+
+    def corrupt(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """x_s = (1 − s) x + s ε."""
+        s_B111 = _shares(timesteps_B)[:, None, None, None]
+        return (1 - s_B111) * latents_BCHW + s_B111 * noise_BCHW
+
+    def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """ε − x, the same all along the way."""
+        return noise_BCHW - latents_BCHW
+
+    def loss(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """Weighted loss of each sample, ``loss_B``, in float32."""
+        loss_B = self._loss(prediction_BCHW.float(), target_BCHW.float()).mean((1, 2, 3))
+        s_B = _shares(timesteps_B)
+        return loss_B * self._weigh(((1 - s_B) / s_B).square(), "flow", self.settings)
+
+
+def flow_for(settings: FlowSettings, model: Model) -> Flow:
+    """The objective with a model's own shift."""
+    return Flow(settings, model.sampler)
+
+
+def _shares(timesteps_B: Tensor) -> Tensor:
+    return timesteps_B.float() / 1000
+
+
+CARD = ObjectiveCard(
+    kind="objective",
+    name="flow",
+    summary="Flow matching: the direction from picture to noise, for Flux and its kin.",
+    code="lorabake.objectives.flow:flow_for",
+    settings=FlowSettings,
+    predictions=("flow",),
+)

@@ -1,0 +1,79 @@
+"""Which objective a base model calls for, and what its rules can be. The lists are the cards' own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+from lorabake.base.cards import cards
+from lorabake.base.errors import Problem, nearest
+from lorabake.protocols.family import Prediction
+from lorabake.protocols.objective import RULES, ObjectiveCard, RuleCard
+from lorabake.recipe.recipe import Choice
+
+_USUAL: Prediction = "epsilon"
+"""What is assumed of a model that is not known yet, so that its recipe can be read at all."""
+
+
+def default_objective(prediction: Prediction | None) -> str:
+    """The objective for models that predict this; None is a model that is not known."""
+    return next(name for name, card in _objectives().items() if (prediction or _USUAL) in card.predictions)
+
+
+def objective_problems(choice: Choice, prediction: Prediction | None) -> Iterator[Problem]:
+    """An objective or a rule of it that is not there, or not for models that predict this. None is a model that is not known."""
+    objectives = _objectives()
+    if prediction is not None and prediction not in objectives[choice.name].predictions:
+        what = _unfit(choice.name, objectives, prediction)
+        yield Problem("objective.name", f"{what} Leave the name out to train what the model was made for.")
+        return
+    for kind in RULES:
+        known, given = _rules(kind), getattr(choice.settings, kind, None)
+        if given is None:
+            continue
+        if given not in known:
+            yield Problem(f"objective.{kind}", f"'{given}' is not known. {nearest(str(given), known)}")
+        elif prediction is not None and prediction not in known[given].predictions:
+            yield Problem(
+                f"objective.{kind}", f"{_unfit(given, known, prediction)} Leave it out, or choose one of these."
+            )
+
+
+def idle_settings(choice: Choice) -> tuple[str, ...]:
+    """Settings that were given and do nothing, because the rule that would read them is not chosen."""
+    told: list[str] = []
+    for kind in RULES:
+        known, chosen = _rules(kind), getattr(choice.settings, kind, None)
+        if chosen is None:
+            continue
+        readers = {
+            name: [rule for rule, card in known.items() if name in card.reads]
+            for name in type(choice.settings).model_fields
+        }
+        for name, rules in readers.items():
+            value = getattr(choice.settings, name)
+            if rules and chosen not in rules and value != type(choice.settings).model_fields[name].default:
+                told.append(
+                    f"{name} = {value} does nothing: it is for {kind} {_listed(rules)}, and {kind} is '{chosen}'."
+                )
+    return tuple(told)
+
+
+def _unfit(given: str, known: Mapping[str, ObjectiveCard] | Mapping[str, RuleCard], prediction: Prediction) -> str:
+    allowed = [name for name, card in known.items() if prediction in card.predictions]
+    return (
+        f"'{given}' is for models that predict {' or '.join(known[given].predictions)}; the base model predicts {prediction}. "
+        f"Allowed: {', '.join(allowed)}."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)
+
+
+def _objectives() -> Mapping[str, ObjectiveCard]:
+    return cast(Mapping[str, ObjectiveCard], cards("objective"))
+
+
+def _rules(kind: str) -> Mapping[str, RuleCard]:
+    return cast(Mapping[str, RuleCard], cards(kind))

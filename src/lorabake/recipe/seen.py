@@ -1,0 +1,91 @@
+"""What the text encoders see of a dataset's captions, and what is cut off; told from the tokenizers' files, without weights."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lorabake.dataset.caption import CaptionConfig, full_caption
+from lorabake.dataset.folder import Sample
+from lorabake.protocols.family import Part, Reader, Reading
+from lorabake.recipe.sections import MaxTokens
+
+_ALLOWED: tuple[int, ...] = typing.get_args(MaxTokens)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenCaption:
+    """One picture's caption as training shows it, every tag in the order of the file, and what each text encoder sees of it."""
+
+    picture: str
+    """Name of the picture inside the dataset."""
+    text: str
+    readings: Mapping[Part, Reading]
+    """By text encoder; at least one."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the caption, in the tokenizer that makes the most of them."""
+        return max(reading.tokens for reading in self.readings.values())
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether some text encoder does not see all of it."""
+        return any(reading.tokens > reading.room for reading in self.readings.values())
+
+
+def see_captions(
+    samples: Sequence[Sample], config: CaptionConfig, readers: Mapping[Part, Reader]
+) -> tuple[SeenCaption, ...]:
+    """What ``readers`` see of each sample's caption, in the order of the samples. Equal captions are read once."""
+    texts = [full_caption(sample.caption, config) for sample in samples]
+    distinct = list(dict.fromkeys(texts))
+    known: dict[Part, dict[str, Reading]] = {
+        part: dict(zip(distinct, read(distinct), strict=True)) for part, read in readers.items()
+    }
+    return tuple(
+        SeenCaption(sample.name, text, {part: readings[text] for part, readings in known.items()})
+        for sample, text in zip(samples, texts, strict=True)
+    )
+
+
+def token_warnings(seen: Sequence[SeenCaption], max_tokens: int | None, config: CaptionConfig) -> Iterator[str]:
+    """What is worth saying about the captions' lengths: that some are cut, or that there is more room than any needs.
+
+    Args:
+        seen: all captions.
+        max_tokens: the setting; None for models that have none.
+        config: what training does to captions.
+    """
+    if not seen:
+        return
+    longest = max(seen, key=lambda caption: caption.tokens)
+    cut = [caption for caption in seen if caption.is_cut]
+    if cut:
+        room = min(reading.room for reading in longest.readings.values())
+        varying = ", other tags at every step as they are shuffled" if config.shuffle else ""
+        yield (
+            f"data.captions: {len(cut)} of {len(seen)} captions {'has' if len(cut) == 1 else 'have'} more than the {room} tokens that the text encoder reads; "
+            f"what comes after is cut off{varying}. The longest has {longest.tokens} ({longest.picture}). "
+            f"{_remedy(longest.tokens, cut, max_tokens)} `lorabake validate RECIPE --captions` shows what is cut."
+        )
+    elif max_tokens and max_tokens > (enough := _enough(longest.tokens)):
+        yield (
+            f"model.max_tokens: {max_tokens} is more than any caption needs: the longest has {longest.tokens} tokens "
+            f"({longest.picture}). {enough} does, and each step is faster."
+        )
+
+
+def _enough(tokens: int) -> int:
+    """The smallest setting that takes so many tokens, or the largest there is."""
+    return next((allowed for allowed in _ALLOWED if tokens <= allowed), _ALLOWED[-1])
+
+
+def _remedy(longest: int, cut: Sequence[SeenCaption], max_tokens: int | None) -> str:
+    if max_tokens is None:
+        return "Shorten them."
+    if longest <= _ALLOWED[-1]:
+        return f"model.max_tokens = {_enough(longest)} takes {'it' if len(cut) == 1 else 'them all'}."
+    too_long = sum(caption.tokens > _ALLOWED[-1] for caption in cut)
+    return f"model.max_tokens goes up to {_ALLOWED[-1]}, which cuts {too_long}: shorten {'it' if too_long == 1 else 'them'}."

@@ -1,0 +1,167 @@
+"""The base model decides what can be trained of it, and what was said otherwise is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import pytest
+
+from lorabake.base.cards import cards
+from lorabake.base.errors import Problem, Problems
+from lorabake.families import inspect_model
+from lorabake.protocols.family import Prediction
+from lorabake.protocols.objective import RULES, ObjectiveCard
+from lorabake.recipe import Checked, check_values, explain
+from lorabake.recipe.load import parse_sections
+from lorabake.recipe.objectives import default_objective
+
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+OBJECTIVES = cast("dict[str, ObjectiveCard]", cards("objective"))
+
+
+def parsed(prediction: Prediction | None, **objective: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """Sections of a recipe with this objective, and what is wrong with them by place."""
+    found: list[Problem] = []
+    values = parse_sections({"data": {"folder": "x"}, "objective": objective}, found, prediction)
+    assert len({problem.where for problem in found}) == len(found), "one problem a place"
+    return values, {problem.where: problem.what for problem in found}
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_model_gets_the_objective_that_serves_it(prediction: Prediction) -> None:
+    values, wrong = parsed(prediction)
+    assert wrong == {}
+    assert prediction in OBJECTIVES[values["objective"].name].predictions
+    assert values["reasons"] == {"objective.name": f"the base model predicts {prediction}"}
+
+
+def test_every_prediction_has_one_objective() -> None:
+    served = [prediction for card in OBJECTIVES.values() for prediction in card.predictions]
+    assert sorted(served) == sorted(PREDICTIONS)
+    assert (default_objective("v"), default_objective("flow")) == ("diffusion", "flow")
+
+
+def test_a_recipe_can_be_read_without_its_model() -> None:
+    values, wrong = parsed(None)
+    assert wrong == {} and values["objective"].name in OBJECTIVES and "reasons" not in values
+
+
+def test_a_named_objective_has_no_reason_of_ours() -> None:
+    values, wrong = parsed("flow", name="flow")
+    assert wrong == {} and values["objective"].name == "flow" and "reasons" not in values
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_of_other_models_is_one_problem(prediction: Prediction, name: str) -> None:
+    card = OBJECTIVES[name]
+    _, wrong = parsed(prediction, name=name)
+    if prediction in card.predictions:
+        assert wrong == {}
+        return
+    (right,) = (other for other, card in OBJECTIVES.items() if prediction in card.predictions)
+    assert wrong == {
+        "objective.name": f"'{name}' is for models that predict {' or '.join(card.predictions)}; the base model predicts {prediction}. "
+        f"Allowed: {right}. Leave the name out to train what the model was made for."
+    }
+
+
+@pytest.mark.parametrize(
+    ("prediction", "rule", "given", "allowed"),
+    [("flow", "weighting", "min-snr", "none"), ("epsilon", "timesteps", "flux-shift", "uniform"), ("v", "timesteps", "shift", "uniform")],
+)  # fmt: skip
+def test_a_rule_of_other_models_is_named(prediction: Prediction, rule: str, given: str, allowed: str) -> None:
+    _, wrong = parsed(prediction, **{rule: given})
+    assert list(wrong) == [f"objective.{rule}"]
+    what = wrong[f"objective.{rule}"]
+    assert f"'{given}' is for models that predict " in what and f"the base model predicts {prediction}" in what
+    assert f"Allowed: {allowed}." in what
+
+
+def test_every_rule_and_setting_of_the_other_objective_at_once() -> None:
+    _, wrong = parsed("flow", weighting="min-snr", min_snr_gamma=3.0, timesteps="uniforn", loss="l3", logit_std=-1)
+    assert wrong.keys() == {"objective.min_snr_gamma", "objective.logit_std"}
+    assert wrong["objective.min_snr_gamma"].startswith("not a setting of 'flow'.")
+    _, wrong = parsed("flow", weighting="min-snr", timesteps="uniforn", loss="l3")
+    assert wrong.keys() == {f"objective.{rule}" for rule in RULES}
+    assert wrong["objective.timesteps"] == "'uniforn' is not known. Did you mean 'uniform'?"
+
+
+# ---- whole recipes
+
+
+@pytest.fixture
+def checked(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Checks a recipe on the embedded model, as if that predicted something else."""
+
+    def check(prediction: Prediction = "epsilon", **objective: Any) -> Checked:
+        facts = dataclasses.replace(inspect_model("pocket"), prediction=prediction)
+        module = importlib.import_module("lorabake.recipe.check")
+        monkeypatch.setattr(module, "inspect_model", lambda *given, **named: facts)
+        monkeypatch.setattr(module, "caption_readers", lambda *given, **named: {})
+        return check_values({"data": {"folder": str(dataset)}, "objective": objective})
+
+    return check
+
+
+@pytest.mark.parametrize(("prediction", "name"), [("epsilon", "diffusion"), ("v", "diffusion"), ("flow", "flow")])
+def test_the_recipe_says_why(checked: Any, prediction: Prediction, name: str) -> None:
+    recipe = checked(prediction).recipe
+    assert recipe.objective.name == name
+    assert recipe.why("objective.name") == f"the base model predicts {prediction}"
+
+
+def test_settings_are_those_of_the_models_objective(checked: Any) -> None:
+    assert checked("flow", shift=2.0).recipe.objective.settings.shift == 2.0
+    with pytest.raises(Problems, match=r"objective\.shift +not a setting of 'diffusion'"):
+        checked("epsilon", shift=2.0)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "objective", "told"),
+    [
+        ("flow", {"timesteps": "uniform", "sigmoid_scale": 0.5},
+         ["objective.sigmoid_scale = 0.5 does nothing: it is for timesteps 'flux-shift' or 'shift' or 'sigmoid', and timesteps is 'uniform'."]),
+        ("flow", {"timesteps": "flux-shift", "shift": 3.0},
+         ["objective.shift = 3.0 does nothing: it is for timesteps 'shift', and timesteps is 'flux-shift'."]),
+        ("flow", {"logit_mean": 1.0, "logit_std": 2.0}, ["objective.logit_mean = 1.0 does nothing", "objective.logit_std = 2.0 does nothing"]),
+        ("epsilon", {"weighting": "none", "min_snr_gamma": 3.0},
+         ["objective.min_snr_gamma = 3.0 does nothing: it is for weighting 'min-snr', and weighting is 'none'."]),
+        ("flow", {"shift": 3.0, "sigmoid_scale": 0.5}, []),
+        ("flow", {"timesteps": "logit-normal", "logit_mean": 1.0}, []),
+        ("v", {"min_snr_gamma": 3.0}, []),
+        ("epsilon", {"weighting": "none"}, []),
+        ("flow", {}, []),
+    ],
+)  # fmt: skip
+def test_settings_that_do_nothing_are_told_of(
+    checked: Any, prediction: Prediction, objective: dict[str, Any], told: list[str]
+) -> None:
+    warnings = [warning for warning in checked(prediction, **objective).warnings if warning.startswith("objective.")]
+    assert len(warnings) == len(told) and all(map(str.startswith, warnings, told))
+
+
+def test_a_frozen_recipe_is_read_back_without_warnings(checked: Any) -> None:
+    before = checked("flow").recipe
+    again = checked("flow", **before.to_dict()["objective"])
+    assert again.recipe == before and again.warnings == ()
+
+
+def test_without_a_model_nobody_is_blamed_for_an_objectives_settings(dataset: Path) -> None:
+    raw: dict[str, Any] = {"data": {"folder": str(dataset)}, "model": {"base": "nowhere"}, "objective": {"shift": 2.0}}
+    with pytest.raises(Problems) as caught:
+        check_values(raw)
+    assert [problem.where for problem in caught.value.problems] == ["model.base"]
+    with pytest.raises(Problems) as caught:
+        check_values({**raw, "objective": 3})
+    assert [problem.where for problem in caught.value.problems] == ["objective", "model.base"]
+    assert raw["objective"] == {"shift": 2.0}
+
+
+def test_the_explanation_names_no_default_of_its_own() -> None:
+    (entry,) = explain.explain("objective.name")
+    assert entry["default"] is None and entry["text"].endswith("Default: what the base model calls for.")
+    assert entry["allowed"] == "one of diffusion, flow"

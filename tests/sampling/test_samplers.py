@@ -1,0 +1,31 @@
+"""Every model has a sampler, and every sampler its models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+
+from lorabake.base.errors import UserError
+from lorabake.protocols.family import Prediction
+from lorabake.sampling.samplers import SAMPLERS, fitting, samplers_for
+
+
+@pytest.mark.parametrize("prediction", get_args(Prediction))
+def test_every_model_has_its_samplers(tiny: Callable[..., Any], prediction: Prediction) -> None:
+    model = tiny(prediction)
+    allowed = samplers_for(prediction)
+    assert allowed and fitting(None, prediction) is SAMPLERS[allowed[0]]
+    for name, sampler in SAMPLERS.items():
+        if name not in allowed:
+            with pytest.raises(UserError, match=f"'{name}' draws with models that predict .* Allowed: {allowed[0]}"):
+                fitting(name, prediction)
+            continue
+        assert fitting(name, prediction) is sampler
+        legs = sampler.trajectory(model, 5, 16).legs
+        assert len(legs) == 5 and all(0 <= leg.timestep <= 1000 for leg in legs)
+
+
+def test_no_two_are_shown_alike() -> None:
+    assert len({sampler.shown for sampler in SAMPLERS.values()}) == len(SAMPLERS)
