@@ -43,7 +43,11 @@ def test_it_loads_has_the_shipped_models_shape_and_draws(blank: BlankModel) -> N
 
 def test_the_denoiser_predicts_zero_and_every_layer_gets_a_gradient_in_time(blank: BlankModel) -> None:
     unet = load_model(blank.folder).parts["denoiser"]
-    latents, timesteps, text = torch.randn(2, unet.config.in_channels, 16, 16), torch.tensor([10, 900]), torch.randn(2, 77, 128)
+    latents, timesteps, text = (
+        torch.randn(2, unet.config.in_channels, 16, 16),
+        torch.tensor([10, 900]),
+        torch.randn(2, 77, 128),
+    )
     with torch.no_grad():
         assert not unet(latents, timesteps, text).any()
     unet.requires_grad_(True)
