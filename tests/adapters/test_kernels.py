@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from lorabake.adapters._kernels import low_rank_linear, merged, merging_pays
+from lorabake.adapters._kernels import is_pointwise, low_rank_cells, low_rank_linear, merged, merging_pays, with_weight
 
 SHAPES = [(7, 5), (2, 3, 5), (2, 1, 4, 5), (5,)]
 CASES = list(itertools.product(SHAPES, [True, False], [0.0, 0.75, -2.0]))
@@ -138,3 +138,42 @@ def test_the_cheaper_way_is_taken(
     rows: int, inputs: int, outputs: int, rank: int, learning: bool, merges: bool
 ) -> None:
     assert merging_pays(rows, inputs, outputs, rank, learning) == merges
+
+
+def a_map(layout: torch.memory_format) -> Tensor:
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(2, 5, 4, 3, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
+    return x.requires_grad_()
+
+
+def test_a_convolution_of_single_cells_is_a_linear_layer_of_them() -> None:
+    layer = nn.Conv2d(5, 6, 1).double().requires_grad_(False)
+    x, (_, _, _, down, up) = a_map(torch.channels_last), inputs((1, 5), True)
+    down_RC11, up_OR11 = down[:, :, None, None], up[:, :, None, None]
+    assert is_pointwise(layer, x)
+    expected = F.conv2d(x, merged(layer.weight, down_RC11, up_OR11, 0.5), layer.bias)
+    beside = low_rank_cells(x, layer, down_RC11, up_OR11, 0.5)
+    within = with_weight(layer, x, merged(layer.weight, down_RC11, up_OR11, 0.5))
+    for found in (beside, within):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        given = torch.autograd.grad(found.square().sum(), (x, down, up), retain_graph=True)
+        wanted = torch.autograd.grad(expected.square().sum(), (x, down, up), retain_graph=True)
+        torch.testing.assert_close(given, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("layer", "layout"),
+    [
+        (nn.Conv2d(5, 6, 1), torch.contiguous_format),
+        (nn.Conv2d(5, 6, 1, stride=2), torch.channels_last),
+        (nn.Conv2d(5, 6, 1, padding=1), torch.channels_last),
+        (nn.Conv2d(5, 5, 1, groups=5), torch.channels_last),
+        (nn.Conv2d(5, 6, 3, padding=1, dilation=1), torch.channels_last),
+        (nn.Linear(3, 6), torch.channels_last),
+    ],
+)
+def test_other_layers_are_not_taken_for_one(layer: nn.Linear | nn.Conv2d, layout: torch.memory_format) -> None:
+    layer, x = layer.double(), a_map(layout)
+    assert not is_pointwise(layer, x)
+    torch.testing.assert_close(with_weight(layer, x, layer.weight), layer(x), rtol=1e-12, atol=1e-12)

@@ -27,7 +27,7 @@ REPORT_EVERY = 100
 _WARM_UP = 40
 _EMA_DECAY = 0.995
 _SHARE_ABSTRACT, _SHARE_RECOLOURED, _SHARE_PASTED = 0.08, 0.12, 0.15
-_MOST_LATENT_NOISE = 0.08
+_MOST_LATENT_NOISE = 0.2
 """In standard deviations of a latent; each picture gets a random share of it."""
 _SUPERSAMPLE = 4
 
