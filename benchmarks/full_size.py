@@ -45,7 +45,7 @@ def main() -> None:
         return
     for pixels, batch, precision in itertools.product(arguments.pixels, arguments.batch, arguments.precision):
         results: dict[str, list[dict[str, float]]] = {side: [] for side in arguments.sides}
-        for _, side in itertools.product(range(arguments.rounds), arguments.sides):
+        for side in arguments.sides * arguments.rounds:
             case = ["--pixels", str(pixels), "--batch", str(batch), "--precision", precision]
             results[side].append(_run(side, [*case, "--steps", str(arguments.steps)], arguments.threads))
         print(f"\n{pixels} px, batch {batch}, {precision}, {arguments.threads} threads")
@@ -182,6 +182,8 @@ def _one_module_per_layer(unet: Any, dtype: Any) -> list[Any]:
     import torch
     from torch import nn
 
+    multiplier, scale = 1.0, 1.0
+
     def changed(layer: Any) -> list[Any]:
         if isinstance(layer, nn.Linear):
             down, up = nn.Linear(layer.in_features, RANK, bias=False), nn.Linear(RANK, layer.out_features, bias=False)
@@ -190,7 +192,7 @@ def _one_module_per_layer(unet: Any, dtype: Any) -> list[Any]:
             up = nn.Conv2d(RANK, layer.out_channels, 1, bias=False)
         down, up, before = down.to(dtype), up.to(dtype), layer.forward
         torch.nn.init.zeros_(up.weight)
-        layer.forward = lambda x: before(x) + up(down(x)) * 1.0 * 1.0
+        setattr(layer, "forward", lambda x: before(x) + up(down(x)) * multiplier * scale)  # noqa: B010
         return [down.weight, up.weight]
 
     return [

@@ -20,7 +20,7 @@ from lorabake.families.networks.clip import CLIPTextModel
 from lorabake.families.networks.config import ClipConfig, UNetConfig
 from lorabake.families.networks.unet import UNet2DConditionModel
 from lorabake.families.sd.model import _layers
-from lorabake.protocols.family import Layer, LayerGroup
+from lorabake.protocols.family import Layer, LayerGroup, Prediction
 
 TYPE = Lora()
 
@@ -230,7 +230,7 @@ def test_module_dropout_takes_the_whole_change() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_loss_and_gradients_are_those_of_merged_weights_in_diffusers(prediction: str) -> None:
+def test_loss_and_gradients_are_those_of_merged_weights_in_diffusers(prediction: Prediction) -> None:
     """W + s·B·A, put into diffusers' UNet and transformers' text encoder, differentiated by plain autograd."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel as TheirUNet
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -250,6 +250,7 @@ def test_loss_and_gradients_are_those_of_merged_weights_in_diffusers(prediction:
     timesteps = torch.tensor([37, 810])
     ids = model.tokenize(["1girl, red hair, smile, beach", "night"])
 
+    assert model.betas_T is not None
     objective = Diffusion(DiffusionSettings(weighting="none"), model.betas_T, prediction, model.device)
     noisy = objective.corrupt(latents, noise, timesteps)
     output = model.predict(noisy, timesteps, model.encode_text(ids))

@@ -11,6 +11,7 @@ import torch
 from lorabake.base.errors import UserError
 from lorabake.base.places import POCKET_MODEL
 from lorabake.families import inspect_model, load_model
+from lorabake.pocket.architecture import LATENT_CHANNELS
 from lorabake.pocket.blank import BlankModel, Preparation, blank_model, new_denoiser
 from lorabake.pocket.decoder import DecoderTraining
 from lorabake.pocket.textmodel import TextWarmUp
@@ -44,7 +45,7 @@ def test_it_loads_has_the_shipped_models_shape_and_draws(blank: BlankModel) -> N
 def test_the_denoiser_predicts_zero_and_every_layer_gets_a_gradient_in_time(blank: BlankModel) -> None:
     unet = load_model(blank.folder).parts["denoiser"]
     latents, timesteps, text = (
-        torch.randn(2, unet.config.in_channels, 16, 16),
+        torch.randn(2, LATENT_CHANNELS, 16, 16),
         torch.tensor([10, 900]),
         torch.randn(2, 77, 128),
     )

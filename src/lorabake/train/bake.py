@@ -41,7 +41,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     views = _views(checked)
     latents = _latents(checked, views, model, events, stop)
     text_rate = recipe.rates.text_encoder_lr or 0.0
-    rates: dict[Part, float] = dict.fromkeys(model.parts, text_rate) | {"denoiser": recipe.rates.lr or 0.0}
+    rates: dict[Part, float] = dict.fromkeys(model.parts, text_rate)
+    rates["denoiser"] = recipe.rates.lr or 0.0
     parts: tuple[Part, ...] = tuple(part for part in model.parts if rates[part] > 0)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
     grafted.training = True
