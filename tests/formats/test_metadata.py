@@ -100,7 +100,13 @@ def test_every_fact_is_written() -> None:
         "spec": "modelspec.implementation",
     }
     names = {item.name for item in dataclasses.fields(TrainingFacts)}
-    given_all = facts(new_sd_model_hash="a", vae_name="v", vae_hash="b", new_vae_hash="c", network_args={"a": 1})
+    of_flow: dict[str, Any] = {"timestep_sampling": "shift", "model_prediction_type": "raw"} | dict.fromkeys(
+        ("sigmoid_scale", "discrete_flow_shift", "logit_mean", "logit_std", "guidance_scale"), 1.0
+    )
+    given_all = facts(
+        new_sd_model_hash="a", vae_name="v", vae_hash="b", new_vae_hash="c", network_args={"a": 1}, **of_flow
+    )
+    assert not {f"ss_{name}" for name in of_flow} & training_metadata(facts()).keys()
     assert {apart.get(name, f"ss_{name}") for name in names} <= training_metadata(given_all).keys()
 
 

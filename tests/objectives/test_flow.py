@@ -104,10 +104,6 @@ def test_an_empty_range_is_refused() -> None:
         FlowSettings(min_timestep=500, max_timestep=500)
 
 
-def test_the_file_is_told_the_loss() -> None:
-    assert FlowSettings().metadata() == {"loss_type": "l2"}
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

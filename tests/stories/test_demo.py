@@ -19,10 +19,10 @@ def test_demo_teaches_the_character_and_shows_it(lorabake: Shell, tmp_path: Path
 
     before, after = told["before"], told["after"]
     assert before["identity"] <= 0.10
-    assert after["identity"] >= 0.65
+    assert after["identity"] >= 0.70
     assert min(after["features"].values()) >= 0.40
-    for axis in ("background", "framing"):
-        assert after["control"][axis] >= before["control"][axis] - 0.10, f"prompted {axis} is no longer obeyed"
+    for axis, lost in {"background": 0.10, "framing": 0.10, "pose": 0.20}.items():
+        assert after["control"][axis] >= before["control"][axis] - lost, f"prompted {axis} is no longer obeyed"
     leak = [after["leak"][name] - before["leak"][name] for name in after["leak"]]
     assert sum(leak) / len(leak) <= 0.10
 
