@@ -109,7 +109,7 @@ def _ours(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
     from lorabake.families.networks.unet import UNet2DConditionModel
     from lorabake.families.sd.model import _layers
     from lorabake.optimizers._flat import FlatGroup, clip_gradients
-    from lorabake.optimizers.adamw import AdamW
+    from lorabake.optimizers.adamw import AdamW, AdamWSettings
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(UNetConfig(cross_attention_dim=WIDTH))
@@ -133,7 +133,7 @@ def _ours(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
     adapter = graft(model, "lora", LoraSettings(rank=RANK), seed=0, parts=("denoiser",))
     adapter.training = True
     groups = [FlatGroup(part, parameters) for part, parameters in adapter.parameters().items()]
-    optimizer = AdamW([{"params": [group.values], "lr": 1e-4} for group in groups], weight_decay=0.01)
+    optimizer = AdamW([{"params": [group.values], "lr": 1e-4} for group in groups], **AdamWSettings().model_dump())
 
     def step() -> None:
         for group in groups:
