@@ -248,12 +248,12 @@ def test_loss_and_gradients_are_those_of_merged_weights_in_diffusers(prediction:
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     latents, noise = (torch.randn(2, model.facts.latent_channels, 16, 16, generator=generator) for _ in range(2))
     timesteps = torch.tensor([37, 810])
-    ids = model.tokenize(["1girl, red hair, smile, beach", "night"])
+    tokens = model.tokenize(["1girl, red hair, smile, beach", "night"])
 
     assert model.betas_T is not None
     objective = Diffusion(DiffusionSettings(weighting="none"), model.betas_T, prediction, model.device)
     noisy = objective.corrupt(latents, noise, timesteps)
-    output = model.predict(noisy, timesteps, model.encode_text(ids))
+    output = model.predict(noisy, timesteps, model.encode_text(tokens))
     loss = objective.loss(output, objective.target(latents, noise, timesteps), timesteps).mean()
     loss.backward()
     layers = {found.key: found for found in model.layers()}
@@ -280,7 +280,7 @@ def test_loss_and_gradients_are_those_of_merged_weights_in_diffusers(prediction:
 
     scheduler: Any = DDPMScheduler.from_pretrained(POCKET_MODEL / "scheduler", clip_sample=False)
     steps: Any = timesteps
-    hidden = torch.func.functional_call(text, merged["text_encoder"], (ids,)).last_hidden_state
+    hidden = torch.func.functional_call(text, merged["text_encoder"], (tokens["text_encoder"],)).last_hidden_state
     prediction_theirs = torch.func.functional_call(
         unet, merged["denoiser"], (scheduler.add_noise(latents, noise, steps), timesteps, hidden)
     ).sample

@@ -90,7 +90,8 @@ def test_what_has_a_label_changes_the_picture(seed: int, axis: str) -> None:
     assume(drawing.labels[axis] is not None and getattr(spec, axis) != other)
     before = np.asarray(drawing.image).astype(int)
     after = pixels(dataclasses.replace(spec, **{axis: other}), seed).astype(int)
-    assert (np.abs(before - after).max(-1) > 20).sum() >= 4
+    # Black hair at night in grey differs by little more than ten levels: dark, but there.
+    assert (np.abs(before - after).max(-1) > 8).sum() >= 4
 
 
 @settings(max_examples=200, deadline=None)
