@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,12 @@ from lorabake.base.files import write_atomic, write_json
 from lorabake.families.flux.parts import FluxParts, parts_of
 from lorabake.families.networks.clip import CLIPTextModel
 from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
-from lorabake.families.networks.components import Component
 from lorabake.families.networks.dit_config import FluxConfig
 from lorabake.families.networks.export import clip_json, copy_others, vae_json, write_part, write_tensors
 from lorabake.families.networks.flux import FluxTransformer
 from lorabake.families.networks.flux_layout import diffusers_pieces, flux_json, t5_json
-from lorabake.families.networks.load import digest, fill
+from lorabake.families.networks.latent_model import LatentModel, loaded
 from lorabake.families.networks.t5 import T5Encoder
-from lorabake.families.networks.vae import AutoencoderKL
 from lorabake.protocols.family import Conditioning, Framing, Layer, LayerGroup, ModelFacts, Part, Tokens
 
 _PREFIX: dict[Part, str] = {"denoiser": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te3"}
@@ -40,11 +37,9 @@ _MODEL_INDEX: Mapping[str, Any] = {
     "transformer": ["diffusers", "FluxTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-_C = TypeVar("_C")
-_M = TypeVar("_M", bound=nn.Module)
 
 
-class FluxModel:
+class FluxModel(LatentModel):
     """A loaded model; see :class:`lorabake.protocols.family.Model`.
 
     Args:
@@ -70,56 +65,21 @@ class FluxModel:
             raise UserError(
                 f"t5_tokens is {t5_tokens}; give 1 or more, 512 at most for what the model was trained with."
             )
-        self.facts = facts
-        self._device, self._dtype = torch.device(device), dtype
         parts = parts_of(facts.source)
         assert parts is not None, f"{facts.path} was recognised before"
+        super().__init__(facts, parts.vae, dtype, device)
         self._parts: FluxParts = parts
         self.sampler, (self.tokenizer, self.tokenizer_2) = parts.scheduler, parts.tokenizers()
         self._t5_tokens = t5_tokens or parts.t5_tokens
-        self.transformer = _loaded(FluxTransformer, parts.transformer, dtype, device)
-        self.text_encoder = _loaded(CLIPTextModel, parts.text_encoder, dtype, device)
-        self.text_encoder_2 = _loaded(T5Encoder, parts.text_encoder_2, dtype, device)
-        self.vae = _loaded(AutoencoderKL, parts.vae, dtype, device)
+        self.transformer = loaded(FluxTransformer, parts.transformer, dtype, device)
+        self.text_encoder = loaded(CLIPTextModel, parts.text_encoder, dtype, device)
+        self.text_encoder_2 = loaded(T5Encoder, parts.text_encoder_2, dtype, device)
         self.parts: Mapping[Part, nn.Module] = {
             "denoiser": self.transformer,
             "text_encoder": self.text_encoder,
             "text_encoder_2": self.text_encoder_2,
         }
         self._layers = [layer for part in self.parts for layer in flux_layers(part, self.parts[part])]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser is."""
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the denoiser's weights."""
-        return self._dtype
-
-    @functools.cached_property
-    def latent_space(self) -> str:
-        """sha256 of the VAE's weights as stored, and of its scale: the same in whatever file the same VAE lies."""
-        vae = self._parts.vae
-        return digest(vae.weights, vae.rename, f"{vae.config.scaling_factor} {vae.config.shift_factor}")
-
-    def layers(self) -> Sequence[Layer]:
-        """Every Linear, denoiser first, in module order."""
-        return self._layers
-
-    @torch.no_grad()
-    def encode_images(self, images_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents, shifted and scaled."""
-        posterior = self.vae.encode(images_BCHW.to(self.device, self.dtype))
-        latents = posterior.mean if generator is None else posterior.sample(generator)
-        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
-
-    @torch.no_grad()
-    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1]."""
-        latents = latents_BCHW.to(self.device, self.dtype) / self.vae.config.scaling_factor
-        return self.vae.decode(latents + self.vae.config.shift_factor)
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Ids: 77 for CLIP, and as many as T5 reads."""
@@ -206,10 +166,6 @@ def diffusers_tensors(state: Mapping[str, Tensor], config: FluxConfig) -> dict[s
     return {
         name: torch.cat([part for _, part in sorted(found, key=lambda row: row[0])]) for name, found in rows.items()
     }
-
-
-def _loaded(network: Callable[[_C], _M], part: Component[_C], dtype: torch.dtype, device: str) -> _M:
-    return fill(lambda: network(part.config), part.weights, part.rename, dtype, device)
 
 
 def _group(part: Part, path: str) -> LayerGroup:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +13,12 @@ from lorabake.base.errors import UserError
 from lorabake.base.files import write_atomic, write_json
 from lorabake.families.networks.clip import CLIPTextModel
 from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
-from lorabake.families.networks.components import Component
 from lorabake.families.networks.export import clip_json, copy_others, unet_json, vae_json, write_part
-from lorabake.families.networks.load import digest, fill
+from lorabake.families.networks.latent_model import LatentModel, loaded
+from lorabake.families.networks.noise import betas_of
 from lorabake.families.networks.prompt_windows import join_windows, split_windows
 from lorabake.families.networks.tokenizer import WINDOW_TOKENS, windows_for
 from lorabake.families.networks.unet import UNet2DConditionModel
-from lorabake.families.networks.vae import AutoencoderKL
 from lorabake.families.sd.parts import parts_of
 from lorabake.protocols.family import Conditioning, Framing, Layer, LayerGroup, ModelFacts, Part, Tokens
 
@@ -37,11 +35,9 @@ _MODEL_INDEX: Mapping[str, Any] = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-_C = TypeVar("_C")
-_M = TypeVar("_M", bound=nn.Module)
 
 
-class SDModel:
+class SDModel(LatentModel):
     """A loaded model; see :class:`lorabake.protocols.family.Model`.
 
     Args:
@@ -61,55 +57,20 @@ class SDModel:
         clip_skip: int | None = None,
         max_tokens: int = WINDOW_TOKENS,
     ) -> None:
-        self.facts, self._clip_skip, self._windows = facts, clip_skip, windows_for(max_tokens)
-        self._device, self._dtype = torch.device(device), dtype
+        self._clip_skip, self._windows = clip_skip, windows_for(max_tokens)
         parts = parts_of(facts.source, half=dtype == torch.float16)
         assert parts is not None, f"{facts.path} was recognised before"
+        super().__init__(facts, parts.vae, dtype, device)
         self._parts, self.sampler, self.tokenizer = parts, parts.scheduler, parts.tokenizer()
-        self.unet = _loaded(UNet2DConditionModel, parts.unet, dtype, device)
-        self.text_encoder = _loaded(CLIPTextModel, parts.text_encoder, dtype, device)
-        self.vae = _loaded(AutoencoderKL, parts.vae, dtype, device)
+        self.unet = loaded(UNet2DConditionModel, parts.unet, dtype, device)
+        self.text_encoder = loaded(CLIPTextModel, parts.text_encoder, dtype, device)
         if (clip_skip or 1) > (most := self.text_encoder.config.layers):
             raise UserError(
                 f"clip_skip is {clip_skip}; the text encoder of {facts.name} has {most} layers. Give 1 to {most}."
             )
         self.parts: Mapping[Part, nn.Module] = {"denoiser": self.unet, "text_encoder": self.text_encoder}
-        self.betas_T = _betas(self.sampler)
+        self.betas_T = betas_of(self.sampler)
         self._layers = [layer for part in self.parts for layer in _layers(part, self.parts[part])]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser is."""
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the denoiser's weights."""
-        return self._dtype
-
-    @functools.cached_property
-    def latent_space(self) -> str:
-        """sha256 of the VAE's weights as stored, and of its scale: the same in whatever file the same VAE lies."""
-        vae = self._parts.vae
-        return digest(vae.weights, vae.rename, f"{vae.config.scaling_factor} {vae.config.shift_factor}")
-
-    def layers(self) -> Sequence[Layer]:
-        """Every Linear and Conv2d, denoiser first, in module order."""
-        return self._layers
-
-    @torch.no_grad()
-    def encode_images(self, images_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Scaled latents."""
-        posterior = self.vae.encode(images_BCHW.to(self.device, self.vae.encoder.conv_in.weight.dtype))
-        latents = posterior.mean if generator is None else posterior.sample(generator)
-        return latents * self.vae.config.scaling_factor
-
-    @torch.no_grad()
-    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1]."""
-        return self.vae.decode(
-            latents_BCHW.to(self.device, self.vae.encoder.conv_in.weight.dtype) / self.vae.config.scaling_factor
-        )
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Ids: 77 for each window of 75 tokens, one window after the other."""
@@ -153,42 +114,6 @@ class SDModel:
         for name, text in clip_tokenizer_files(parts.pad).items():
             write_atomic(folder / "tokenizer" / name, text.encode())
         write_json(folder / "model_index.json", _MODEL_INDEX)
-
-
-def _loaded(network: Callable[[_C], _M], part: Component[_C], dtype: torch.dtype, device: str) -> _M:
-    return fill(lambda: network(part.config), part.weights, part.rename, dtype, device)
-
-
-def _betas(sampler: Mapping[str, Any]) -> Tensor:
-    """The noise schedule a model was trained with, from its scheduler's settings.
-
-    Raises:
-        UserError: a kind of schedule that is not known, or zero terminal SNR with ε prediction, where the last step has no target.
-    """
-    kind, count = sampler.get("beta_schedule", "scaled_linear"), int(sampler["num_train_timesteps"])
-    if sampler.get("trained_betas"):
-        betas_T = torch.tensor(sampler["trained_betas"], dtype=torch.float64)
-    elif kind == "linear":
-        betas_T = torch.linspace(sampler["beta_start"], sampler["beta_end"], count).double()
-    elif kind == "scaled_linear":
-        betas_T = torch.linspace(sampler["beta_start"] ** 0.5, sampler["beta_end"] ** 0.5, count).double() ** 2
-    else:
-        raise UserError(f"The model's noise schedule '{kind}' is not known. Known: linear, scaled_linear.")
-    if not sampler.get("rescale_betas_zero_snr"):
-        return betas_T
-    if sampler.get("prediction_type", "epsilon") == "epsilon":
-        raise UserError(
-            "The model asks for zero terminal SNR but predicts noise (epsilon): its last timestep has nothing to predict."
-        )
-    return _zero_terminal_snr(betas_T)
-
-
-def _zero_terminal_snr(betas_T: Tensor) -> Tensor:
-    """Shift and scale √ᾱ so that the last is 0 and the first stays. Lin et al. 2023, arXiv 2305.08891, algorithm 1."""
-    roots_T = (1 - betas_T).cumprod(0).sqrt()
-    first, last = roots_T[0].clone(), roots_T[-1].clone()
-    cumprod_T = ((roots_T - last) * first / (first - last)) ** 2
-    return 1 - torch.cat([cumprod_T[:1], cumprod_T[1:] / cumprod_T[:-1]])
 
 
 def _layers(part: Part, root: nn.Module) -> Iterator[Layer]:

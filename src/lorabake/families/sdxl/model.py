@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +12,13 @@ from torch import Tensor, nn
 from lorabake.base.files import write_atomic, write_json
 from lorabake.families.networks.clip import CLIPTextModel, CLIPTextModelWithProjection
 from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
-from lorabake.families.networks.components import Component
 from lorabake.families.networks.export import clip_json, copy_others, unet_json, vae_json, write_part
+from lorabake.families.networks.latent_model import LatentModel, loaded
 from lorabake.families.networks.layouts import Paths, ldm_unet
-from lorabake.families.networks.load import digest, fill
+from lorabake.families.networks.noise import betas_of
 from lorabake.families.networks.prompt_windows import first_windows, join_windows, split_windows
 from lorabake.families.networks.tokenizer import WINDOW_TOKENS, windows_for
 from lorabake.families.networks.unet import UNet2DConditionModel
-from lorabake.families.networks.vae import AutoencoderKL
-from lorabake.families.sd.model import _betas
 from lorabake.families.sdxl.parts import PADS, parts_of
 from lorabake.protocols.family import Conditioning, Framing, Layer, LayerGroup, ModelFacts, Part, Tokens
 
@@ -38,11 +35,9 @@ _MODEL_INDEX: Mapping[str, Any] = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-_C = TypeVar("_C")
-_M = TypeVar("_M", bound=nn.Module)
 
 
-class SDXLModel:
+class SDXLModel(LatentModel):
     """A loaded model; see :class:`lorabake.protocols.family.Model`.
 
     Args:
@@ -60,57 +55,22 @@ class SDXLModel:
         device: str = "cpu",
         max_tokens: int = WINDOW_TOKENS,
     ) -> None:
-        self.facts, self._windows = facts, windows_for(max_tokens)
-        self._device, self._dtype = torch.device(device), dtype
+        self._windows = windows_for(max_tokens)
         found = parts_of(facts.source, half=dtype == torch.float16)
         assert found is not None, f"{facts.path} was recognised before"
+        super().__init__(facts, found.vae, dtype, device, torch.float32 if dtype == torch.float16 else None)
         self._found, self.sampler = found, found.scheduler
         self.tokenizer, self.tokenizer_2 = found.tokenizers()
-        self.unet = _loaded(UNet2DConditionModel, found.unet, dtype, device)
-        self.text_encoder = _loaded(CLIPTextModel, found.text_encoder, dtype, device)
-        self.text_encoder_2 = _loaded(CLIPTextModelWithProjection, found.text_encoder_2, dtype, device)
-        self.vae = _loaded(AutoencoderKL, found.vae, torch.float32 if dtype == torch.float16 else dtype, device)
+        self.unet = loaded(UNet2DConditionModel, found.unet, dtype, device)
+        self.text_encoder = loaded(CLIPTextModel, found.text_encoder, dtype, device)
+        self.text_encoder_2 = loaded(CLIPTextModelWithProjection, found.text_encoder_2, dtype, device)
         self.parts: Mapping[Part, nn.Module] = {
             "denoiser": self.unet,
             "text_encoder": self.text_encoder,
             "text_encoder_2": self.text_encoder_2,
         }
-        self.betas_T = _betas(self.sampler)
+        self.betas_T = betas_of(self.sampler)
         self._layers = list(layers_of(self.parts))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser is."""
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the denoiser's weights."""
-        return self._dtype
-
-    @functools.cached_property
-    def latent_space(self) -> str:
-        """sha256 of the VAE's weights as stored, and of its scale: the same in whatever file the same VAE lies."""
-        vae = self._found.vae
-        return digest(vae.weights, vae.rename, f"{vae.config.scaling_factor} {vae.config.shift_factor}")
-
-    def layers(self) -> Sequence[Layer]:
-        """Every Linear and Conv2d, denoiser first, in module order."""
-        return self._layers
-
-    @torch.no_grad()
-    def encode_images(self, images_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Scaled latents."""
-        posterior = self.vae.encode(images_BCHW.to(self.device, self.vae.encoder.conv_in.weight.dtype))
-        latents = posterior.mean if generator is None else posterior.sample(generator)
-        return latents * self.vae.config.scaling_factor
-
-    @torch.no_grad()
-    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1]."""
-        return self.vae.decode(
-            latents_BCHW.to(self.device, self.vae.encoder.conv_in.weight.dtype) / self.vae.config.scaling_factor
-        )
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Ids of both tokenizers: 77 for each window of 75 tokens, one window after the other."""
@@ -171,10 +131,6 @@ class SDXLModel:
             for name, text in clip_tokenizer_files(pad).items():
                 write_atomic(folder / part / name, text.encode())
         write_json(folder / "model_index.json", _MODEL_INDEX)
-
-
-def _loaded(network: Callable[[_C], _M], part: Component[_C], dtype: torch.dtype, device: str) -> _M:
-    return fill(lambda: network(part.config), part.weights, part.rename, dtype, device)
 
 
 def layers_of(parts: Mapping[Part, nn.Module]) -> Iterator[Layer]:

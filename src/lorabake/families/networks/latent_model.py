@@ -1,0 +1,83 @@
+"""What every family with an autoencoder of its own does alike: where it is, and pictures to latents and back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lorabake.families.networks.components import Component
+from lorabake.families.networks.config import VaeConfig
+from lorabake.families.networks.load import digest, fill
+from lorabake.families.networks.vae import AutoencoderKL
+from lorabake.protocols.family import Layer, ModelFacts
+
+_C = TypeVar("_C")
+_M = TypeVar("_M", bound=nn.Module)
+
+
+class LatentModel:
+    """Part of a :class:`lorabake.protocols.family.Model`.
+
+    Args:
+        facts: what is known of the model.
+        vae: its autoencoder on disk.
+        dtype: of the frozen weights and activations.
+        device: where they are loaded, straight from the file.
+        vae_dtype: of the autoencoder, if another.
+    """
+
+    _layers: Sequence[Layer]
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        vae: Component[VaeConfig],
+        dtype: torch.dtype,
+        device: str,
+        vae_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.facts, self._stored_vae = facts, vae
+        self._device, self._dtype = torch.device(device), dtype
+        self.vae = loaded(AutoencoderKL, vae, vae_dtype or dtype, device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the denoiser's weights."""
+        return self._dtype
+
+    @functools.cached_property
+    def latent_space(self) -> str:
+        """sha256 of the VAE's weights as stored, and of its scale: the same in whatever file the same VAE lies."""
+        vae = self._stored_vae
+        return digest(vae.weights, vae.rename, f"{vae.config.scaling_factor} {vae.config.shift_factor}")
+
+    def layers(self) -> Sequence[Layer]:
+        """Every layer an adapter may change, denoiser first, in module order."""
+        return self._layers
+
+    @torch.no_grad()
+    def encode_images(self, images_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents, shifted and scaled."""
+        posterior = self.vae.encode(images_BCHW.to(self.device, self.vae.encoder.conv_in.weight.dtype))
+        latents = posterior.mean if generator is None else posterior.sample(generator)
+        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1]."""
+        latents = latents_BCHW.to(self.device, self.vae.encoder.conv_in.weight.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(latents + self.vae.config.shift_factor)
+
+
+def loaded(network: Callable[[_C], _M], part: Component[_C], dtype: torch.dtype, device: str) -> _M:
+    """A network built without storage and filled from its files."""
+    return fill(lambda: network(part.config), part.weights, part.rename, dtype, device)
