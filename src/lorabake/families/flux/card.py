@@ -1,15 +1,243 @@
-"""Facts of Flux.1 models, from their configuration files and the headers of their weights."""
+"""What a Flux.1 model consists of on disk, whatever layout its parts came in, and how it is told. No torch, and no weight is read."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+from lorabake.base.errors import Problem, Problems, UserError
+from lorabake.base.files import quick_digest
+from lorabake.families.networks.clip_vocabulary import clip_tokenizer
+from lorabake.families.networks.components import (
+    Component,
+    clip_in,
+    files_of,
+    find_clip,
+    find_vae,
+    folder_part,
+    folder_problems,
+    read_json,
+    vae_in,
+    weights_file,
+)
+from lorabake.families.networks.config import ClipConfig, VaeConfig
+from lorabake.families.networks.dit_config import FluxConfig, T5Config
+from lorabake.families.networks.flux_layout import flux_diffusers, flux_own, flux_own_config, t5_config, t5_encoder
+from lorabake.families.networks.layouts import classic_clip, diffusers_vae
+from lorabake.families.networks.t5_tokenizer import FILES, T5Tokenizer
+from lorabake.families.networks.tokenizer import ClipTokenizer
+from lorabake.families.networks.weights import Weights, open_weights, shards
 from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Reader
 
-# What reads models is imported when one is read: cards are walked for every list and every help text.
+_RESOLUTION, _PATCH = 1024, 2
+SCALE, SHIFT = 0.3611, 0.1159
+"""Of Flux's latents, (z − shift) · scale, which single files do not say."""
+_DEV: Mapping[str, Any] = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+}
+"""The schedule that dev is drawn with, as ``scheduler_config.json`` says it."""
+_SCHNELL: Mapping[str, Any] = {**_DEV, "shift": 1.0, "use_dynamic_shifting": False}
+_PREFIXES = ("model.diffusion_model.", "")
+_SIGNS = (
+    "img_in.weight",
+    "vector_in.in_layer.weight",
+    "double_blocks.0.img_mod.lin.weight",
+    "double_blocks.0.img_attn.norm.query_norm.scale",
+    "single_blocks.0.linear1.weight",
+)
+"""Tensors that tell Flux.1 from others of its make (Chroma, Flux.2, HunyuanImage)."""
+_CLIP_INSIDE, _T5_INSIDE = "text_encoders.clip_l.transformer.", "text_encoders.t5xxl.transformer."
+_T5_SIGN = "encoder.block.0.layer.0.SelfAttention.q.weight"
+_ADVICE = "Only whole Flux.1 text-to-image models can be trained."
+_GIVE = 'Give {} apart: text_encoders = ["CLIP_L.safetensors", "T5XXL.safetensors", "TOKENIZER_2"] in [model].'
 
-_RESOLUTION = 1024
-_PATCH = 2
+
+@dataclass(frozen=True, slots=True)
+class FluxParts:
+    """The networks, and what goes with them."""
+
+    transformer: Component[FluxConfig]
+    text_encoder: Component[ClipConfig]
+    text_encoder_2: Component[T5Config]
+    vae: Component[VaeConfig]
+    scheduler: Mapping[str, Any]
+    """As in ``scheduler_config.json``."""
+    tokenizer_folder: Path | None
+    """CLIP's; None for its own vocabulary."""
+    tokenizer_2: Path
+    """T5's: a folder or a file."""
+
+    @property
+    def t5_tokens(self) -> int:
+        """Tokens of a caption that T5 reads where nobody says otherwise: 512 for dev, 256 for schnell, as they were trained."""
+        return 512 if self.transformer.config.guidance else 256
+
+    def tokenizers(self) -> tuple[ClipTokenizer, T5Tokenizer]:
+        """CLIP's and T5's.
+
+        Raises:
+            UserError: their files are missing or broken, or know more tokens than their text encoder.
+        """
+        clip = ClipTokenizer.from_folder(self.tokenizer_folder) if self.tokenizer_folder else clip_tokenizer()
+        t5 = T5Tokenizer.from_path(self.tokenizer_2)
+        for tokenizer, encoder in ((clip, self.text_encoder), (t5, self.text_encoder_2)):
+            if tokenizer.size > (most := encoder.config.vocab_size):
+                raise UserError(
+                    f"{encoder.weights.subject}: the tokenizer has {tokenizer.size} tokens, the text encoder only {most}. "
+                    "They are of different models."
+                )
+        return clip, t5
+
+
+@dataclass(slots=True)
+class _Given:
+    """What ``text_encoders`` names, told apart by what it is."""
+
+    clip: Path | None = None
+    t5: Path | None = None
+    tokenizer: Path | None = None
+
+
+def parts_of(source: ModelSource) -> FluxParts | None:
+    """The parts of a Flux.1 model; None if ``source`` is something else.
+
+    Raises:
+        UserError: it is one and cannot be used: parts are missing or damaged, or do not fit each other.
+    """
+    parts = _in_folder(source) if source.base.is_dir() else _in_file(source)
+    if parts is not None and (problems := list(_misfits(parts, source))):
+        raise Problems(str(source.base), problems, _ADVICE)
+    return parts
+
+
+def _in_folder(source: ModelSource) -> FluxParts | None:
+    folder, sizes = source.base, source.base / "transformer" / "config.json"
+    if not sizes.is_file() or (values := read_json(sizes)).get("_class_name") != "FluxTransformer2DModel":
+        return None
+    given = _given(source)
+    own = ["transformer"] + [
+        name
+        for name, path in (("text_encoder", given.clip), ("text_encoder_2", given.t5), ("vae", source.vae))
+        if path is None
+    ]
+    if problems := folder_problems(folder, own, ["tokenizer", *([] if given.tokenizer else ["tokenizer_2"])]):
+        raise Problems(str(folder), problems, _ADVICE)
+    rename = flux_diffusers(FluxConfig.from_json(values, str(sizes)))
+    return FluxParts(
+        transformer=folder_part(folder / "transformer", FluxConfig.from_json, rename),
+        text_encoder=find_clip(given.clip)
+        if given.clip
+        else folder_part(folder / "text_encoder", ClipConfig.from_json, classic_clip()),
+        text_encoder_2=_t5_at(given.t5 or folder / "text_encoder_2"),
+        vae=find_vae(source.vae, SCALE, SHIFT)
+        if source.vae
+        else folder_part(folder / "vae", VaeConfig.from_json, diffusers_vae),
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+        tokenizer_folder=folder / "tokenizer",
+        tokenizer_2=given.tokenizer or folder / "tokenizer_2",
+    )
+
+
+def _in_file(source: ModelSource) -> FluxParts | None:
+    weights = open_weights(*shards(source.base))
+    prefix = next((prefix for prefix in _PREFIXES if all(prefix + sign in weights for sign in _SIGNS)), None)
+    if prefix is None:
+        return None
+    inside = weights.under(prefix)
+    config = flux_own_config(inside)
+    given = _given(source)
+    clip = find_clip(given.clip) if given.clip else clip_in(weights.under(_CLIP_INSIDE))
+    t5 = _t5_at(given.t5) if given.t5 else _t5_in(weights.under(_T5_INSIDE))
+    vae = find_vae(source.vae, SCALE, SHIFT) if source.vae else vae_in(weights, SCALE, SHIFT)
+    if clip is None or t5 is None or vae is None or given.tokenizer is None:
+        raise Problems(str(source.base), list(_missing(clip, t5, vae, given.tokenizer)), _ADVICE)
+    schedule = _DEV if config.guidance else _SCHNELL
+    return FluxParts(Component(config, inside, flux_own), clip, t5, vae, schedule, None, given.tokenizer)
+
+
+def _missing(clip: object, t5: object, vae: object, tokenizer: object) -> Iterator[Problem]:
+    if clip is None:
+        yield Problem("CLIP", f"is not in the file. {_GIVE.format('it')}")
+    if t5 is None:
+        yield Problem("T5", f"is not in the file. {_GIVE.format('it')}")
+    if tokenizer is None:
+        what = f"no single file holds T5's vocabulary ({' or '.join(FILES)}, as in a diffusers folder's tokenizer_2/)."
+        yield Problem("T5's tokenizer", f"{what} {_GIVE.format('its path')}")
+    if vae is None:
+        yield Problem("VAE", 'is not in the file. Give it apart: vae = "AE.safetensors" in [model].')
+
+
+def _given(source: ModelSource) -> _Given:
+    """The paths in ``text_encoders``, in any order. A T5's folder may hold its tokenizer too.
+
+    Raises:
+        UserError: two of a kind, or something else.
+    """
+    found = _Given()
+    for path in source.text_encoders:
+        kind = _kind(path)
+        if kind is None:
+            raise UserError(
+                f"{path} is none of what Flux.1 reads captions with: a CLIP-L or T5-XXL text encoder, or T5's {' or '.join(FILES)}."
+            )
+        if (other := getattr(found, kind)) is not None:
+            raise UserError(f"text_encoders names two of a kind ({kind}): {other} and {path}. Give one.")
+        setattr(found, kind, path)
+    if found.tokenizer is None and found.t5 is not None and any((found.t5 / name).is_file() for name in FILES):
+        found.tokenizer = found.t5
+    return found
+
+
+def _kind(path: Path) -> Literal["clip", "t5", "tokenizer"] | None:
+    if path.suffix in (".json", ".model"):
+        return "tokenizer"
+    if path.is_file():
+        weights = open_weights(*shards(path))
+        return "t5" if _T5_SIGN in weights else "clip" if clip_in(weights) else None
+    if weights_file(path):
+        return "t5" if read_json(path / "config.json").get("model_type") == "t5" else "clip"
+    return "tokenizer" if any((path / name).is_file() for name in FILES) else None
+
+
+def _t5_at(path: Path) -> Component[T5Config]:
+    if path.is_dir():
+        part = folder_part(path, T5Config.from_json, lambda name: ())
+        return Component(part.config, part.weights, t5_encoder(part.weights), part.json)
+    found = _t5_in(open_weights(*shards(path)))
+    assert found is not None, f"{path} was found to be T5"
+    return found
+
+
+def _t5_in(weights: Weights) -> Component[T5Config] | None:
+    return Component(t5_config(weights), weights, t5_encoder(weights)) if _T5_SIGN in weights else None
+
+
+def _misfits(parts: FluxParts, source: ModelSource) -> Iterator[Problem]:
+    """What parts of different models, and kinds of model that are not trained here, show."""
+    flux, vae = parts.transformer.config, parts.vae.config
+    clip, t5 = parts.text_encoder.config, parts.text_encoder_2.config
+    if source.prediction not in (None, "flow"):
+        yield Problem("prediction", f"is '{source.prediction}', but Flux.1 predicts 'flow'. Leave it out.")
+    if flux.token_channels != 4 * vae.latent_channels:
+        what = f"is {flux.token_channels}; the vae's latent_channels make it {4 * vae.latent_channels} (fill and control models see more)."
+        yield Problem("transformer: in_channels", what)
+    if flux.text_channels != t5.channels:
+        yield Problem(
+            "transformer: joint_attention_dim", f"is {flux.text_channels}, but T5's d_model is {t5.channels}."
+        )
+    if flux.pooled_channels != clip.hidden_size:
+        what = f"is {flux.pooled_channels}, but CLIP's hidden_size is {clip.hidden_size}."
+        yield Problem("transformer: pooled_projection_dim", what)
 
 
 def recognise(source: ModelSource) -> ModelFacts | None:
@@ -18,10 +246,6 @@ def recognise(source: ModelSource) -> ModelFacts | None:
     Raises:
         UserError: it is one, but parts are missing or damaged, do not fit each other, or are of a kind that is not supported.
     """
-    from lorabake.base.files import quick_digest
-    from lorabake.families.flux.parts import parts_of
-    from lorabake.families.networks.components import files_of
-
     parts = parts_of(source)
     if parts is None:
         return None
@@ -50,8 +274,6 @@ def readers(facts: ModelFacts, max_tokens: int) -> dict[Part, Reader]:
     Raises:
         UserError: the tokenizers' files are missing or broken.
     """
-    from lorabake.families.flux.parts import parts_of
-
     parts = parts_of(facts.source)
     assert parts is not None, f"{facts.path} was recognised before"
     _, t5 = parts.tokenizers()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorabake.base.errors import UserError
 from lorabake.base.files import write_atomic, write_json
-from lorabake.families.flux.parts import FluxParts, parts_of
+from lorabake.families.flux.card import FluxParts, parts_of
 from lorabake.families.networks.clip import CLIPTextModel
 from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
 from lorabake.families.networks.dit_config import FluxConfig

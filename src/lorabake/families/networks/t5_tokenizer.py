@@ -10,12 +10,17 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
-from tokenizers.models import Unigram
+from typing import TYPE_CHECKING
 
 from lorabake.base.errors import UserError
+from lorabake.base.lazy import lazy_module
 from lorabake.protocols.family import Reading
+
+if TYPE_CHECKING:
+    import tokenizers
+    from tokenizers import Tokenizer
+else:
+    tokenizers = lazy_module("tokenizers")
 
 FILES = ("tokenizer.json", "spiece.model")
 """What a tokenizer is read from, in order."""
@@ -40,8 +45,11 @@ class T5Tokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         # As SentencePiece cuts: spaces at the ends and in rows are none. Older files make tokens of them.
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [
+                tokenizers.pre_tokenizers.WhitespaceSplit(),
+                tokenizers.pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
+            ]
         )
         self._tokenizer = tokenizer
         self.end_id, self.pad_id = (_id_of(tokenizer, token) for token in (_END, _PAD))
@@ -99,7 +107,7 @@ class T5Tokenizer:
 def _from_json(data: bytes) -> Tokenizer:
     try:
         kind = json.loads(data)["model"]["type"]
-        tokenizer = Tokenizer.from_buffer(data)
+        tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"it is not a tokenizer file: {error}.") from error
     if kind != "Unigram":
@@ -127,11 +135,11 @@ def _from_sentencepiece(data: bytes) -> Tokenizer:
     if _UNKNOWN not in known:
         raise UserError(f"it has no piece '{_UNKNOWN}': it is not T5's.")
     unknown = next(index for index, (piece, _) in enumerate(pieces) if piece == _UNKNOWN)
-    tokenizer = Tokenizer(Unigram(pieces, unk_id=unknown, byte_fallback=False))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=unknown, byte_fallback=False))
     if model.charsmap:
-        tokenizer.normalizer = normalizers.Precompiled(model.charsmap)
+        tokenizer.normalizer = tokenizers.normalizers.Precompiled(model.charsmap)
     tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in model.special + blanks]
+        [tokenizers.AddedToken(token, special=True, normalized=False) for token in model.special + blanks]
     )
     return tokenizer
 

@@ -11,13 +11,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
-from tokenizers.models import BPE
+from typing import TYPE_CHECKING, Any
 
 from lorabake.base.errors import UserError
+from lorabake.base.lazy import lazy_module
 from lorabake.protocols.family import Reading
+
+if TYPE_CHECKING:
+    import tokenizers
+    from tokenizers import Tokenizer
+else:
+    tokenizers = lazy_module("tokenizers")
 
 WINDOW_TOKENS = 75
 """Tokens of a caption that one window holds, beside its start and end: what ``max_tokens`` is a multiple of."""
@@ -145,18 +149,24 @@ def _byte_pairs(vocab: Any, merges: str, where: Path, settings: dict[str, Any]) 
     pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
     unknown = _content(settings, "unk_token", _END)
     try:
-        tokenizer = Tokenizer(
-            BPE(vocab=vocab, merges=pairs, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=unknown)
+        tokenizer = tokenizers.Tokenizer(
+            tokenizers.models.BPE(
+                vocab=vocab, merges=pairs, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=unknown
+            )
         )
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{where.parent}: vocab.json and merges.txt do not belong together: {error}.") from error
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            tokenizers.normalizers.NFC(),
+            tokenizers.normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+            tokenizers.normalizers.Lowercase(),
+        ]
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(_PIECES), behavior="removed", invert=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
     special = dict.fromkeys(
@@ -164,7 +174,7 @@ def _byte_pairs(vocab: Any, merges: str, where: Path, settings: dict[str, Any]) 
         for key, default in (("bos_token", _START), ("eos_token", _END), ("pad_token", _END))
     )
     tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in special if token in vocab]
+        [tokenizers.AddedToken(token, special=True, normalized=False) for token in special if token in vocab]
     )
     return tokenizer
 
@@ -172,7 +182,7 @@ def _byte_pairs(vocab: Any, merges: str, where: Path, settings: dict[str, Any]) 
 def _parsed(path: Path) -> Tokenizer:
     text = _text(path)
     try:
-        return Tokenizer.from_str(text)
+        return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path} is not a tokenizer file: {error}.") from error
 

@@ -19,7 +19,7 @@ from lorabake.families.networks.noise import betas_of
 from lorabake.families.networks.prompt_windows import join_windows, split_windows
 from lorabake.families.networks.tokenizer import WINDOW_TOKENS, windows_for
 from lorabake.families.networks.unet import UNet2DConditionModel
-from lorabake.families.sd.parts import parts_of
+from lorabake.families.sd.card import parts_of
 from lorabake.protocols.family import Conditioning, Framing, Layer, LayerGroup, ModelFacts, Part, Tokens
 
 _PREFIX: dict[Part, str] = {"denoiser": "lora_unet", "text_encoder": "lora_te"}

@@ -19,7 +19,7 @@ from lorabake.families.networks.noise import betas_of
 from lorabake.families.networks.prompt_windows import first_windows, join_windows, split_windows
 from lorabake.families.networks.tokenizer import WINDOW_TOKENS, windows_for
 from lorabake.families.networks.unet import UNet2DConditionModel
-from lorabake.families.sdxl.parts import PADS, parts_of
+from lorabake.families.sdxl.card import PADS, parts_of
 from lorabake.protocols.family import Conditioning, Framing, Layer, LayerGroup, ModelFacts, Part, Tokens
 
 _MODEL_INDEX: Mapping[str, Any] = {
