@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabake.adapters._kernels import is_pointwise, low_rank_cells, low_rank_linear, merged, merging_pays, with_weight
+from lorabake.adapters._kernels import (
+    LowRank,
+    is_pointwise,
+    low_rank_cells,
+    low_rank_linears,
+    merged,
+    merging_pays,
+    with_weight,
+)
 
 SHAPES = [(7, 5), (2, 3, 5), (2, 1, 4, 5), (5,)]
 CASES = list(itertools.product(SHAPES, [True, False], [0.0, 0.75, -2.0]))
@@ -26,6 +34,10 @@ def inputs(
         for size in (shape, (6, 5), (6,), (3, 5), (6, 3))
     )
     return x.requires_grad_(x_grad), weight, b if bias else None, down.requires_grad_(), up.requires_grad_()
+
+
+def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    return low_rank_linears(x, LowRank(weight, bias, down, up, scale))[0]
 
 
 def plainly(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
@@ -52,6 +64,41 @@ def test_equals_the_plain_expression(shape: tuple[int, ...], bias: bool, scale: 
             assert (a.grad is None) == (b.grad is None), name
             if a.grad is not None:
                 torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layers_of_one_input_together_are_each_by_itself(shape: tuple[int, ...], bias: bool) -> None:
+    """Of different widths, ranks and scales; the input's gradient is the sum."""
+    generator = torch.Generator().manual_seed(5)
+    x, plain_x = (inputs(shape, bias)[0] for _ in range(2))
+    sizes = ((6, 3, 0.75), (4, 1, -2.0), (5, 8, 1.0))
+    ours, theirs = [], []
+    for outputs, rank, scale in sizes:
+        sides = ((outputs, 5), (outputs,), (rank, 5), (outputs, rank))
+        weight, b, down, up = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sides)
+        for layers in (ours, theirs):
+            trained = (down.clone().requires_grad_(), up.clone().requires_grad_())
+            layers.append(LowRank(weight, b if bias else None, *trained, scale))
+    outputs, expected = low_rank_linears(x, *ours), [plainly(plain_x, *layer) for layer in theirs]
+    directions = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in outputs]
+    torch.autograd.backward(outputs, directions)
+    torch.autograd.backward(expected, directions)
+    torch.testing.assert_close(list(outputs), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(x.grad, plain_x.grad, rtol=1e-12, atol=1e-12)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.down_RI.grad, b.down_RI.grad, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(a.up_OR.grad, b.up_OR.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_an_output_that_is_not_used_counts_nothing() -> None:
+    x, weight, bias, down, up = inputs((7, 5), True)
+    used, _ = low_rank_linears(x, *(LowRank(weight, bias, down, up, scale) for scale in (0.5, 0.25)))
+    used.square().sum().backward()
+    plain_x, *_, plain_down, plain_up = inputs((7, 5), True)
+    plainly(plain_x, weight, bias, plain_down, plain_up, 0.5).square().sum().backward()
+    for a, b in ((x, plain_x), (down, plain_down), (up, plain_up)):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("frozen", ["A", "B", "A and B"])

@@ -155,6 +155,41 @@ def test_recomputed_activations_give_the_same_gradients(bench: Any, card: Adapte
 
 
 @every
+def test_what_is_made_ahead_of_a_pass_changes_nothing(bench: Any, card: AdapterCard, shuffle: Shuffle) -> None:
+    """The same output and gradients within it; after it, weights that have moved since count again."""
+    adapter = grafted(bench.model, card)
+    shuffle(adapter)
+    plain, output = gradients(bench, adapter), bench.output().detach()
+    with adapter.ahead():
+        ahead, output_ahead = gradients(bench, adapter), bench.output().detach()
+    torch.testing.assert_close(output_ahead, output, rtol=1e-4, atol=1e-5)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(ahead[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
+    shuffle(adapter, seed=12)
+    with torch.no_grad():
+        moved = bench.output()
+        with adapter.ahead():
+            moved_ahead = bench.output()
+    adapter.remove()
+    assert (moved - output).abs().max() > 1e-3
+    torch.testing.assert_close(moved_ahead, moved, rtol=1e-4, atol=1e-5)
+
+
+@every
+def test_ahead_of_a_pass_and_recomputed_activations_agree(bench: Any, card: AdapterCard, shuffle: Shuffle) -> None:
+    adapter = grafted(bench.model, card)
+    shuffle(adapter)
+    with adapter.ahead():
+        kept = gradients(bench, adapter)
+    bench.model.checkpoint_gradients(True)
+    with adapter.ahead():
+        recomputed = gradients(bench, adapter)
+    bench.model.checkpoint_gradients(False)
+    adapter.remove()
+    torch.testing.assert_close(recomputed, kept, rtol=1e-5, atol=1e-9)
+
+
+@every
 def test_values_are_copied_in_and_checked(bench: Any, card: AdapterCard, shuffle: Shuffle) -> None:
     adapter = grafted(bench.model, card)
     shuffle(adapter)

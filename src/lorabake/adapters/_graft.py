@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lorabake.adapters._ahead import Stack, make, stacks_of
+from lorabake.adapters._kernels import with_weight
 from lorabake.base.cards import Settings
 from lorabake.base.errors import UserError
 from lorabake.base.streams import torch_stream
-from lorabake.protocols.adapter import AdapterCard, LayerType
+from lorabake.protocols.adapter import AdapterCard, JointLayerType, LayerType
 from lorabake.protocols.family import Layer, Model, Part
 
 
@@ -32,6 +35,8 @@ class GraftedLayer(nn.Module):
         super().__init__()
         self.base = base
         self.change = change
+        self.changed_weight: Tensor | None = None
+        """What is computed with, while :meth:`LayerGraft.ahead` has made it."""
         self._tensors: dict[str, Tensor] = {**change.weights, **change.constants}
         self._graft = (graft,)  # in a tuple: a module would register its owner as a child
 
@@ -40,8 +45,20 @@ class GraftedLayer(nn.Module):
         """The model's own layer."""
         return self.change.layer.module
 
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Weights and constants of the change, live."""
+        return self._tensors
+
+    @property
+    def settings(self) -> Settings:
+        """Of the change."""
+        return self.change.settings
+
     def forward(self, x: Tensor) -> Tensor:
         """The base layer's output, changed."""
+        if self.changed_weight is not None:
+            return with_weight(self.base, x, self.changed_weight)  # pyright: ignore[reportArgumentType]
         (graft,) = self._graft
         if graft.multiplier == 0:
             return self.base(x)
@@ -49,19 +66,56 @@ class GraftedLayer(nn.Module):
             self.base, x, self._tensors, graft.multiplier, self.change.settings, graft.training
         )
 
+    def together(self, x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
+        """What ``layers``, of which this is the first, give of the same input; as one where the network type can."""
+        (graft,) = self._graft
+        if self.changed_weight is None and graft.multiplier and graft.joint_type:
+            own = [layer for layer in layers if isinstance(layer, GraftedLayer) and layer._graft[0] is graft]
+            if len(own) == len(layers):
+                outputs = graft.joint_type.forward_together(
+                    [layer.base for layer in own],
+                    x,
+                    [layer._tensors for layer in own],
+                    graft.multiplier,
+                    [layer.change.settings for layer in own],
+                    graft.training,
+                )
+                if outputs is not None:
+                    return outputs
+        return [layer(x) for layer in layers]
+
 
 class LayerGraft:
     """A layer-by-layer adapter on a model; see :class:`lorabake.protocols.adapter.Graft`."""
 
     def __init__(self, card: AdapterCard, layer_type: LayerType, model: Model, changes: Iterable[Change]) -> None:
         self.card, self.layer_type, self.model = card, layer_type, model
+        self.joint_type = layer_type if isinstance(layer_type, JointLayerType) else None
         self.multiplier, self.training = 1.0, False
         self._grafted: list[GraftedLayer] = []
+        self._stacks: list[Stack] | None = None
         for change in changes:
             root, path = model.parts[change.layer.part], change.layer.path
             grafted = GraftedLayer(self, root.get_submodule(path), change)
             _replace(root, path, grafted)
             self._grafted.append(grafted)
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """For one pass forward and backward: what small layers compute with is made before, for all of them at once.
+
+        Within it neither the adapter's weights nor ``multiplier`` nor ``training`` may change.
+        """
+        if self._stacks is None:
+            self._stacks = stacks_of(self._grafted)
+        try:
+            if self.multiplier:
+                make(self._stacks, self.layer_type, self.multiplier, self.training)
+            yield
+        finally:
+            for stack in self._stacks:
+                for layer in stack.layers:
+                    layer.changed_weight = None
 
     def parameters(self) -> dict[Part, dict[str, nn.Parameter]]:
         """What is trained, by part and by name in the file."""
@@ -108,6 +162,7 @@ class LayerGraft:
                 holder, path = found, "base"
             _replace(holder, path, grafted.base)
         self._grafted.clear()
+        self._stacks = None
 
 
 def graft_newborn(
@@ -171,7 +226,9 @@ def graft_tensors(
                     raise UserError(f"The adapter file is not whole: '{key}.{name}' is missing.")
                 _check_shape(f"{key}.{name}", tensors[name], tensor)
             weights = {
-                name: nn.Parameter(tensors[name].float().to(model.device), requires_grad=False) for name in newborn
+                # A copy: memory of the file's own is not aligned as PyTorch's is, and products then differ in the last bit.
+                name: nn.Parameter(tensors[name].to(model.device, torch.float32, copy=True), requires_grad=False)
+                for name in newborn
             }
             yield Change(
                 known[key],

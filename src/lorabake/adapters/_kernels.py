@@ -9,7 +9,8 @@ layers, and whenever no gradient is wanted, that is less work.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,47 +37,77 @@ def merged(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     return product.view(weight.shape)
 
 
-class _LowRankLinear(torch.autograd.Function):
-    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ with W and b frozen. N rows, r = rank."""
+class _LowRankLinears(torch.autograd.Function):
+    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ for each of several layers of one input, with W and b frozen. N rows, R = rank, S = all ranks.
+
+    Thin products are kept as ranks by rows: BLAS takes two to four times as long to make rows by ranks where ranks are few.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
-    ) -> Tensor:
-        thin_NR = x_NI @ down_RI.t()
-        y_NO = F.linear(x_NI, weight_OI, bias_O).addmm_(thin_NR, up_OR.t(), alpha=scale)
-        ctx.save_for_backward(x_NI, thin_NR, weight_OI, down_RI, up_OR)
-        ctx.scale = scale
-        return y_NO
+    def forward(ctx: Any, x_NI: Tensor, scales: Sequence[float], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        weights, biases, downs, ups = (tensors[kind::4] for kind in range(4))
+        downs_SI = torch.cat(downs)  # pyright: ignore[reportArgumentType]
+        thin_SN = downs_SI @ x_NI.t()
+        thins = thin_SN.split([up.shape[1] for up in ups if up is not None])
+        outputs: list[Tensor] = []
+        for weight_OI, bias_O, up_OR, thin_RN, scale in zip(weights, biases, ups, thins, scales, strict=True):
+            assert weight_OI is not None and up_OR is not None
+            outputs.append(F.linear(x_NI, weight_OI, bias_O).addmm_(thin_RN.t(), up_OR.t(), alpha=scale))
+        ctx.save_for_backward(x_NI, thin_SN, downs_SI, *weights, *ups)
+        ctx.scales = scales
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_NO: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_NI, thin_NR, weight_OI, down_RI, up_OR = ctx.saved_tensors
-        grad_x = grad_down = grad_up = None
-        grad_thin_NR = (grad_NO @ up_OR).mul_(ctx.scale)
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        count, scales = len(grads), ctx.scales
+        x_NI, thin_SN, downs_SI, *rest = ctx.saved_tensors
+        weights, ups = rest[:count], rest[count:]
+        ranks = [up_OR.shape[1] for up_OR in ups]
+        grad_thin_SN = torch.empty_like(thin_SN)
+        for part_RN, grad_NO, up_OR, scale in zip(grad_thin_SN.split(ranks), grads, ups, scales, strict=True):
+            torch.mm(up_OR.t(), grad_NO.t(), out=part_RN).mul_(scale)
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad_NO @ weight_OI).addmm_(grad_thin_NR, down_RI)
-        if ctx.needs_input_grad[3]:
-            grad_down = grad_thin_NR.t() @ x_NI
-        if ctx.needs_input_grad[4]:  # thin-tall products are several times faster this way round in BLAS
-            grad_up = (thin_NR.t() @ grad_NO).mul_(ctx.scale).t()
-        return grad_x, None, None, grad_down, grad_up, None
+            grad_x = grads[0] @ weights[0]
+            for grad_NO, weight_OI in zip(grads[1:], weights[1:], strict=True):
+                grad_x.addmm_(grad_NO, weight_OI)
+            grad_x.addmm_(grad_thin_SN.t(), downs_SI)
+        found: list[Tensor | None] = []
+        wanted = ctx.needs_input_grad[2:]
+        grad_downs = (grad_thin_SN @ x_NI).split(ranks) if any(wanted[2::4]) else [None] * count
+        for index, (thin_RN, grad_NO) in enumerate(zip(thin_SN.split(ranks), grads, strict=True)):
+            grad_up = (thin_RN @ grad_NO).mul_(scales[index]).t() if wanted[4 * index + 3] else None
+            found += [None, None, grad_downs[index], grad_up]
+        return grad_x, None, *found
 
 
-def low_rank_linear(
-    x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
-) -> Tensor:
-    """``F.linear(x, W + s·B·A, b)`` for a frozen base, without ever forming B·A. ``x`` is (…, in); the result (…, out)."""
-    rows_NI = x.reshape(-1, x.shape[-1])
-    y_NO = _LowRankLinear.apply(rows_NI, weight_OI, bias_O, down_RI.to(x.dtype), up_OR.to(x.dtype), scale)
-    return y_NO.view(*x.shape[:-1], weight_OI.shape[0])
+class LowRank(NamedTuple):
+    """A frozen linear layer and its change W + s·B·A."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+    down_RI: Tensor
+    up_OR: Tensor
+    scale: float
+
+
+def low_rank_linears(x: Tensor, *layers: LowRank) -> tuple[Tensor, ...]:
+    """``F.linear(x, W + s·B·A, b)`` for each layer, without ever forming B·A. ``x`` is (…, in); each result (…, out).
+
+    Layers of one input share the reading of it: one thin product for all of them, and one more backward.
+    """
+    tensors: list[Tensor | None] = []
+    for layer in layers:
+        tensors += [layer.weight_OI, layer.bias_O, layer.down_RI.to(x.dtype), layer.up_OR.to(x.dtype)]
+    outputs = _LowRankLinears.apply(x.reshape(-1, x.shape[-1]), [layer.scale for layer in layers], *tensors)
+    return tuple(y_NO.view(*x.shape[:-1], y_NO.shape[-1]) for y_NO in outputs)
 
 
 def low_rank_cells(x_BCHW: Tensor, layer: nn.Conv2d, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """`low_rank_linear` for a 1 x 1 convolution of which `is_pointwise` is true."""
-    cells_BHWC = x_BCHW.movedim(1, -1)
-    y_BHWC = low_rank_linear(cells_BHWC, layer.weight.flatten(1), layer.bias, down.flatten(1), up.flatten(1), scale)
+    """`low_rank_linears` for a 1 x 1 convolution of which `is_pointwise` is true."""
+    change = LowRank(layer.weight.flatten(1), layer.bias, down.flatten(1), up.flatten(1), scale)
+    (y_BHWC,) = low_rank_linears(x_BCHW.movedim(1, -1), change)
     return y_BHWC.movedim(-1, 1)
 
 

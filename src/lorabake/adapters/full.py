@@ -6,6 +6,7 @@ The frozen originals are kept aside, so that taking it off gives the base back b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from lorabake.base.cards import Settings
@@ -67,6 +68,10 @@ class FullGraft:
                 given, expected = tuple(tensors[name].shape), tuple(tensor.shape)
                 raise UserError(f"The saved weights do not fit this model: '{name}' is {given}, expected {expected}.")
             tensor.copy_(tensors[name])
+
+    def ahead(self) -> AbstractContextManager[None]:
+        """Nothing is computed of the weights before a pass."""
+        return nullcontext()
 
     def remove(self) -> None:
         """Put the originals back."""

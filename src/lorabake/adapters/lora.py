@@ -6,7 +6,7 @@ Source: Hu et al. 2021, arXiv 2106.09685; convolutions and names of the file's t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -128,7 +128,7 @@ class Lora:
             weight = kernels.merged(base.weight, down, up, scale)  # pyright: ignore[reportArgumentType]
             return kernels.with_weight(base, x, weight)  # pyright: ignore[reportArgumentType]
         if isinstance(base, nn.Linear) and not drops:
-            return kernels.low_rank_linear(x, base.weight, base.bias, down, up, scale)
+            return kernels.low_rank_linears(x, kernels.LowRank(base.weight, base.bias, down, up, scale))[0]
         if not drops and kernels.is_pointwise(base, x):
             return kernels.low_rank_cells(x, base, down, up, scale)  # pyright: ignore[reportArgumentType]
         origin: Any = getattr(base, "origin", base)  # below other adapters, if there are any
@@ -143,6 +143,42 @@ class Lora:
             thin = _drop(thin, settings, channels_last=linear)
         change = F.linear(thin, up) if linear else F.conv2d(thin, up, groups=origin.groups)
         return torch.add(base(x), change, alpha=scale)
+
+    def forward_together(
+        self,
+        bases: Sequence[nn.Module],
+        x: Tensor,
+        weights: Sequence[Mapping[str, Tensor]],
+        multiplier: float,
+        settings: Sequence[LoraSettings],
+        training: bool,
+    ) -> Sequence[Tensor] | None:
+        """The thin products of linear layers of one input are made as one; None where that is not the fastest way."""
+        layers: list[kernels.LowRank] = []
+        for base, tensors, its in zip(bases, weights, settings, strict=True):
+            down, up = tensors["lora_down.weight"], tensors["lora_up.weight"]
+            drops = training and (its.dropout or its.rank_dropout or its.module_dropout)
+            if not isinstance(base, nn.Linear) or drops or _merges(base, x, up.shape[1]):
+                return None
+            scale = multiplier * float(tensors["alpha"]) / up.shape[1]
+            layers.append(kernels.LowRank(base.weight, base.bias, down, up, scale))
+        return kernels.low_rank_linears(x, *layers)
+
+    def changed_weights(
+        self,
+        weights_LOI: Tensor,
+        tensors: Sequence[Mapping[str, Tensor]],
+        multiplier: float,
+        settings: LoraSettings,
+        training: bool,
+    ) -> Tensor | None:
+        """W + s·B·A of all layers in one product; None where something is dropped on the way."""
+        if training and (settings.dropout or settings.rank_dropout or settings.module_dropout):
+            return None
+        downs_LRI = torch.stack([of["lora_down.weight"].flatten(1) for of in tensors])
+        ups_LOR = torch.stack([of["lora_up.weight"].flatten(1) for of in tensors])
+        scale = multiplier * float(tensors[0]["alpha"]) / ups_LOR.shape[2]
+        return torch.baddbmm(weights_LOI, ups_LOR, downs_LRI, alpha=scale)
 
     def delta(self, base: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
         """s·B·A in the shape of the base's weight."""

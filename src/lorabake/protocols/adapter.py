@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from lorabake.base.cards import Card, Settings
 from lorabake.protocols.family import Layer, Model, Part
@@ -64,6 +65,39 @@ class LayerType(Protocol):
         ...
 
 
+@runtime_checkable
+class JointLayerType(Protocol):
+    """A network type that also computes several layers of one input (queries, keys, values) faster together than one by one."""
+
+    def forward_together(
+        self,
+        bases: Sequence[nn.Module],
+        x: Tensor,
+        weights: Sequence[Mapping[str, Tensor]],
+        multiplier: float,
+        settings: Sequence[Any],
+        training: bool,
+    ) -> Sequence[Tensor] | None:
+        """The output of each changed layer, equal to :meth:`LayerType.forward` of each; None to have them called one by one."""
+        ...
+
+
+@runtime_checkable
+class StackingLayerType(Protocol):
+    """A network type whose changed layer is the base layer with another weight, made for many layers of one shape at once."""
+
+    def changed_weights(
+        self,
+        weights_LOI: Tensor,
+        tensors: Sequence[Mapping[str, Tensor]],
+        multiplier: float,
+        settings: Any,
+        training: bool,
+    ) -> Tensor | None:
+        """W + ΔW of L layers with the same shapes, constants and settings, LOI, differentiable; None where that is not the whole change."""
+        ...
+
+
 class Graft(Protocol):
     """An adapter on a model. Removing it leaves the base bit-identical."""
 
@@ -82,6 +116,10 @@ class Graft(Protocol):
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy values in from a file's tensors (same keys and shapes)."""
+        ...
+
+    def ahead(self) -> AbstractContextManager[None]:
+        """For one pass forward and backward: what the pass needs of the adapter's weights alone may be computed before it, once."""
         ...
 
     def remove(self) -> None:

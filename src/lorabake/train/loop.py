@@ -106,8 +106,9 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
     _seed_dropout(stream_seed(recipe.train.seed, "dropout", step), bake.model.device)
     total = torch.zeros((), device=bake.model.device)
     for micro, batch in enumerate(batches):
-        loss = batch_loss(bake, step, micro, batch) / len(batches)
-        loss.backward()
+        with bake.graft.ahead():
+            loss = batch_loss(bake, step, micro, batch) / len(batches)
+            loss.backward()
         total += loss.detach()
     norm = clip_gradients(list(bake.groups), recipe.train.max_grad_norm)
     loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabake.families.networks.attention import attend
+from lorabake.families.networks.attention import attend, project
 from lorabake.families.networks.blocks import PointwiseConv2d, to_cells, to_map
 
 
@@ -29,8 +29,11 @@ class Attention(nn.Module):
 
     def forward(self, x_BLC: Tensor, context_BMD: Tensor) -> Tensor:
         """BLC -> BLC."""
-        mixed = attend(self.to_q(x_BLC), self.to_k(context_BMD), self.to_v(context_BMD), self.heads, exact=self.exact)
-        return self.to_out[0](mixed)
+        if context_BMD is x_BLC:
+            q_BLC, k_BMC, v_BMC = project(x_BLC, self.to_q, self.to_k, self.to_v)
+        else:
+            q_BLC, (k_BMC, v_BMC) = self.to_q(x_BLC), project(context_BMD, self.to_k, self.to_v)
+        return self.to_out[0](attend(q_BLC, k_BMC, v_BMC, self.heads, exact=self.exact))
 
 
 class GEGLU(nn.Module):
