@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from lorabake.families.networks.blocks import PointwiseConv2d
 from lorabake.families.networks.config import UNetConfig
 from lorabake.families.networks.unet import UNet2DConditionModel, UNetBlock, timestep_sinusoids
 
@@ -188,12 +187,3 @@ def test_sinusoids() -> None:
     angles = [500.0, 500.0 / 10000 ** (1 / 3), 500.0 / 10000 ** (2 / 3)]
     expected = torch.tensor([[1.0] * 3 + [0.0] * 3, [*torch.tensor(angles).cos(), *torch.tensor(angles).sin()]])
     torch.testing.assert_close(given, expected, atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_pointwise_convolution_is_a_convolution_and_keeps_the_layout(layout: torch.memory_format) -> None:
-    layer = PointwiseConv2d(5, 7)
-    x = torch.randn(2, 5, 4, 3).contiguous(memory_format=layout)
-    given = layer(x)
-    torch.testing.assert_close(given, torch.nn.functional.conv2d(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-6)
-    assert given.is_contiguous(memory_format=layout)

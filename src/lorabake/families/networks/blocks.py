@@ -6,18 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class PointwiseConv2d(nn.Conv2d):
-    """A 1×1 convolution, computed as a linear layer of the cells where they lie one after another (on a small map in half the time)."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 1)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """BCHW -> B(out)HW, in the input's memory layout."""
-        if input.device.type == "cpu" and input.is_contiguous(memory_format=torch.channels_last):
-            return F.linear(input.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
-        return super().forward(input)
+from lorabake.families.networks.convolutions import Conv3x3, PointwiseConv2d
 
 
 class ResnetBlock2D(nn.Module):
@@ -32,10 +21,10 @@ class ResnetBlock2D(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.time_emb_proj = nn.Linear(time_channels, out_channels) if time_channels else None
         self.norm2 = nn.GroupNorm(groups, out_channels, eps)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.conv_shortcut = PointwiseConv2d(in_channels, out_channels) if in_channels != out_channels else None
 
     def forward(self, x_BCHW: Tensor, time_BE: Tensor | None = None) -> Tensor:
@@ -54,7 +43,7 @@ class Downsample2D(nn.Module):
         super().__init__()
         self.pad_after = pad_after
         """Pad below and to the right only, as the autoencoder was trained with."""
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if pad_after else 1)
+        self.conv = Conv3x3(channels, channels, stride=2, padding=0 if pad_after else 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """BCHW -> BC(H/2)(W/2)."""
@@ -66,7 +55,7 @@ class Upsample2D(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x_BCHW: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """To ``size`` (height, width), or twice the input's."""

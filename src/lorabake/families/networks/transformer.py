@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorabake.families.networks.attention import attend, project
-from lorabake.families.networks.blocks import PointwiseConv2d, to_cells, to_map
+from lorabake.families.networks.blocks import to_cells, to_map
+from lorabake.families.networks.convolutions import PointwiseConv2d
 
 
 class Attention(nn.Module):
