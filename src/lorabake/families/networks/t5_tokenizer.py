@@ -67,9 +67,18 @@ class T5Tokenizer:
             raise UserError(f"{path} holds no T5 tokenizer: looked for {' and for '.join(FILES)}.")
         data = _bytes(file)
         try:
-            return cls(_from_json(data) if file.suffix == ".json" else _from_sentencepiece(data))
+            return cls.from_json(data) if file.suffix == ".json" else cls(_from_sentencepiece(data))
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
+
+    @classmethod
+    def from_json(cls, data: bytes) -> T5Tokenizer:
+        """The tokenizer of what a ``tokenizer.json`` holds.
+
+        Raises:
+            UserError: it does not parse, or is not T5's.
+        """
+        return cls(_from_json(data))
 
     def encode(self, captions: Sequence[str], length: int) -> list[list[int]]:
         """Token ids ``ids_BL``: caption, end, padding, each row ``length`` long; what is too long is cut."""
