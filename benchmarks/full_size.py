@@ -114,11 +114,11 @@ def _ours(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
     with torch.device("meta"):
         unet = UNet2DConditionModel(UNetConfig(cross_attention_dim=WIDTH))
     unet = unet.to(dtype).to_empty(device="cpu")
-    _fill(unet)
+    fill(unet)
     unet = unet.to(memory_format=memory_format(unet, dtype, torch.device("cpu"))).requires_grad_(False)  # pyright: ignore[reportCallIssue]
     latents, noise, timesteps, text = _inputs(arguments, dtype)
     if arguments.side in FLOORS:
-        return _floor(lambda x: unet(x, timesteps, text), latents, noise)
+        return floor(lambda x: unet(x, timesteps, text), latents, noise)
 
     class Denoiser:
         """What an adapter needs of a model."""
@@ -153,11 +153,11 @@ def _theirs(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel(cross_attention_dim=WIDTH, attention_head_dim=8)
     unet = unet.to(dtype).to_empty(device="cpu")
-    _fill(unet)
+    fill(unet)
     unet.requires_grad_(False)
     latents, noise, timesteps, text = _inputs(arguments, dtype)
     if arguments.side in FLOORS:
-        return _floor(lambda x: unet(x, timesteps, text).sample, latents, noise)
+        return floor(lambda x: unet(x, timesteps, text).sample, latents, noise)
     if arguments.side == "diffusers + peft":
         peft: Any = importlib.import_module("peft")
         unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(ATTENTION)))
@@ -165,7 +165,7 @@ def _theirs(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
         for parameter in trained:
             parameter.data = parameter.data.float() if dtype == torch.float32 else parameter.data
     else:
-        trained = _one_module_per_layer(unet, dtype)
+        trained = one_module_per_layer(unet, dtype, RANK)
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
 
     def step() -> None:
@@ -177,8 +177,8 @@ def _theirs(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
     return step
 
 
-def _one_module_per_layer(unet: Any, dtype: Any) -> list[Any]:
-    """Each layer's forward becomes forward(x) + up(down(x)) · scale, from two small layers of the same kind."""
+def one_module_per_layer(unet: Any, dtype: Any, rank: int) -> list[Any]:
+    """Each layer's forward becomes forward(x) + up(down(x)) · scale, from two small layers of the same kind; returns their weights."""
     import torch
     from torch import nn
 
@@ -186,11 +186,12 @@ def _one_module_per_layer(unet: Any, dtype: Any) -> list[Any]:
 
     def changed(layer: Any) -> list[Any]:
         if isinstance(layer, nn.Linear):
-            down, up = nn.Linear(layer.in_features, RANK, bias=False), nn.Linear(RANK, layer.out_features, bias=False)
+            down, up = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
         else:
-            down = nn.Conv2d(layer.in_channels, RANK, 1, bias=False)
-            up = nn.Conv2d(RANK, layer.out_channels, 1, bias=False)
-        down, up, before = down.to(dtype), up.to(dtype), layer.forward
+            down = nn.Conv2d(layer.in_channels, rank, 1, bias=False)
+            up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+        place, before = layer.weight.device, layer.forward
+        down, up = down.to(place, dtype), up.to(place, dtype)
         torch.nn.init.zeros_(up.weight)
         setattr(layer, "forward", lambda x: before(x) + up(down(x)) * multiplier * scale)  # noqa: B010
         return [down.weight, up.weight]
@@ -203,7 +204,7 @@ def _one_module_per_layer(unet: Any, dtype: Any) -> list[Any]:
     ]
 
 
-def _floor(predict: Callable[[Any], Any], latents: Any, noise: Any) -> Callable[[], None]:
+def floor(predict: Callable[[Any], Any], latents: Any, noise: Any) -> Callable[[], None]:
     """Forward and backward down to the input; no weight gets a gradient."""
     import torch
 
@@ -214,11 +215,11 @@ def _floor(predict: Callable[[Any], Any], latents: Any, noise: Any) -> Callable[
     return step
 
 
-def _fill(network: Any) -> None:
+def fill(network: Any) -> None:
     """Small random weights, and norms that do nothing."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(next(network.parameters()).device).manual_seed(0)
     for parameter in network.parameters():
         parameter.data.fill_(1.0) if parameter.dim() == 1 else parameter.data.normal_(0, 0.02, generator=generator)
 

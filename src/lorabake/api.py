@@ -17,7 +17,7 @@ from lorabake.recipe.sections import ModelSettings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lorabake.protocols.family import Prediction
+    from lorabake.protocols.family import Prediction, TextOptions
     from lorabake.train.run import Outcome
 
 Location = str | os.PathLike[str]
@@ -90,6 +90,7 @@ def generate(
     loras: Mapping[Location, float] | Sequence[Location] = (),
     clip_skip: int | None = None,
     max_tokens: int | None = None,
+    t5_tokens: int | None = None,
 ) -> list[Image]:
     """Draw pictures with a base model and LoRA files.
 
@@ -101,6 +102,7 @@ def generate(
         loras: files with their weights, or files at weight 1.
         clip_skip: use the text encoder's N-th last layer, 1 is the last; default: as the LoRAs were trained.
         max_tokens: tokens of a prompt that are read, 75, 150 or 225; default: as the LoRAs were trained, else 75.
+        t5_tokens: tokens of a prompt that T5 reads, 1 to 512; default: as the LoRAs were trained, else as the model was.
     """
     from lorabake.families import inspect_model, load_model
     from lorabake.sampling.apply import apply_lora
@@ -111,9 +113,8 @@ def generate(
     weighted = loras.items() if isinstance(loras, Mapping) else ((path, 1.0) for path in loras)
     facts = inspect_model(**source_of({}, base, vae, text_encoders, prediction))
     files = [(Path(path), weight) for path, weight in weighted]
-    model = load_model(
-        facts, **text_options(facts, [path for path, _ in files], clip_skip=clip_skip, max_tokens=max_tokens)
-    )
+    asked: TextOptions = {"clip_skip": clip_skip, "max_tokens": max_tokens, "t5_tokens": t5_tokens}
+    model = load_model(facts, **text_options(facts, [path for path, _ in files], asked))
     for path, weight in files:
         apply_lora(model, path, weight)
     return draw(model, [line_to_prompt(line) for line in ([prompts] if isinstance(prompts, str) else prompts)])
@@ -131,6 +132,7 @@ def grid(
     prediction: Prediction | None = None,
     clip_skip: int | None = None,
     max_tokens: int | None = None,
+    t5_tokens: int | None = None,
     progress: Any = lambda done, total: None,
 ) -> Image:
     """One labelled picture: the base's row, then checkpoints × weights, by prompts × seeds.
@@ -141,7 +143,7 @@ def grid(
         weights: strengths.
         seeds: draw each prompt with each of these.
         base: as for :func:`generate`; default: the run's own, with its VAE and text encoders.
-        vae, text_encoders, prediction, clip_skip, max_tokens: as for :func:`generate`.
+        vae, text_encoders, prediction, clip_skip, max_tokens, t5_tokens: as for :func:`generate`.
         progress: called with (pictures done, pictures in all).
     """
     from lorabake.families import inspect_model, load_model
@@ -151,7 +153,8 @@ def grid(
 
     files, own = checkpoints_of(run)
     facts = inspect_model(**source_of(own, base, vae, text_encoders, prediction))
-    model = load_model(facts, **text_options(facts, files, clip_skip=clip_skip, max_tokens=max_tokens))
+    asked: TextOptions = {"clip_skip": clip_skip, "max_tokens": max_tokens, "t5_tokens": t5_tokens}
+    model = load_model(facts, **text_options(facts, files, asked))
     return taste(model, files, weights, [line_to_prompt(line) for line in prompts], seeds, progress).picture()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,30 @@ def test_how_many_must_be_a_number(lorabake: Any, captioned: Path, count: str) -
 def test_training_says_once_what_is_cut(lorabake: Any, captioned: Path) -> None:
     said = lorabake("train", "mira", *ON_CPU, "--set", "adapter.rank=1", "--set", "train.length=1 steps")
     assert said.code == 0 and said.err.count("2 of 3 captions have more than the 75 tokens") == 1
+
+
+SHORT_RUN = ("--set", "adapter.rank=1", "--set", "train.length=1 steps", "--set", "model.clip_skip=2")
+
+
+def test_training_tells_of_sample_prompts_and_draws_them_as_it_reads_captions(lorabake: Any, captioned: Path) -> None:
+    from lorabake.sampling.infotext import infotext_of
+
+    prompts = json.dumps(["hair " * 76 + "--s 1", "hat --n red --l 1 --s 1"])
+    options = (*ON_CPU, *SHORT_RUN, "--set", f"sample.prompts={prompts}")
+    said = lorabake("train", "mira", *options, "--json")
+    assert said.code == 0 and said.err == ""
+    notes = [event["text"] for event in map(json.loads, said.out.splitlines()) if event["kind"] == "note"]
+    assert [note.split()[:4] for note in notes] == [
+        ["data.captions:", "2", "of", "3"],
+        ["'hair", "hair", "hair", "hair"],
+        ["the", "negative", "prompt", "'red'"],
+    ]
+    assert "has 76 tokens; 75 are read" in notes[1] and "does nothing where cfg is 1" in notes[2]
+    pictures = sorted((captioned.parent / "runs" / "mira" / "samples").glob("*.png"))
+    assert len(pictures) == 4 and all("Clip skip: 2" in infotext_of(path) for path in pictures)
+    assert "CFG scale: 5," in infotext_of(pictures[0]) and "CFG scale: 1," in infotext_of(pictures[1])
+    shown = lorabake("train", "mira", *options, "--into", "again")
+    assert shown.code == 0 and [shown.err.count(f"note: {note}") for note in notes] == [1, 1, 1]
 
 
 def test_prompts_are_cut_or_read_in_more_windows(

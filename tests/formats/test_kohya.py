@@ -141,6 +141,21 @@ DOWN, UP = torch.ones(4, 8), torch.ones(8, 4)
             "text_encoder.encoder.layers.0.mlp.fc1.lora_B.weight",
             "lora_te_text_model_encoder_layers_0_mlp_fc1",
         ),
+        (
+            "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+            "transformer.transformer_blocks.0.attn.to_q.lora_B.weight",
+            "lora_transformer_transformer_blocks_0_attn_to_q",
+        ),
+        (
+            "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight",
+            "diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight",
+            "lora_unet_double_blocks_0_img_attn_qkv",
+        ),
+        (
+            "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight",
+            "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q.lora_B.weight",
+            "lora_te2_encoder_block_0_layer_0_SelfAttention_q",
+        ),
     ],
 )
 def test_diffusers_names(down: str, up: str, layer_key: str) -> None:

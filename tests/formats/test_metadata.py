@@ -101,7 +101,8 @@ def test_every_fact_is_written() -> None:
     }
     names = {item.name for item in dataclasses.fields(TrainingFacts)}
     of_flow: dict[str, Any] = {"timestep_sampling": "shift", "model_prediction_type": "raw"} | dict.fromkeys(
-        ("sigmoid_scale", "discrete_flow_shift", "logit_mean", "logit_std", "guidance_scale"), 1.0
+        ("sigmoid_scale", "discrete_flow_shift", "logit_mean", "logit_std", "guidance_scale", "t5xxl_max_token_length"),
+        1.0,
     )
     given_all = facts(
         new_sd_model_hash="a", vae_name="v", vae_hash="b", new_vae_hash="c", network_args={"a": 1}, **of_flow

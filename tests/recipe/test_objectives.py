@@ -114,6 +114,19 @@ def test_the_recipe_says_why(checked: Any, prediction: Prediction, name: str) ->
     assert recipe.why("objective.name") == f"the base model predicts {prediction}"
 
 
+def test_the_shift_is_in_the_recipe(checked: Any) -> None:
+    recipe = checked("flow").recipe
+    assert recipe.to_dict()["objective"]["shift"] == 3.0
+    assert recipe.why("objective.shift") == "what is usual: the model's files do not say theirs"
+    assert recipe.objective.settings.metadata()["discrete_flow_shift"] == 3.0
+    given = checked("flow", shift=2.0).recipe
+    assert given.objective.settings.shift == 2.0 and "objective.shift" not in given.reasons
+    for timesteps in ("uniform", "flux-shift"):
+        recipe = checked("flow", timesteps=timesteps).recipe
+        assert recipe.objective.settings.shift is None, "nothing reads it"
+    assert "shift" not in checked("epsilon").recipe.to_dict()["objective"]
+
+
 def test_settings_are_those_of_the_models_objective(checked: Any) -> None:
     assert checked("flow", shift=2.0).recipe.objective.settings.shift == 2.0
     with pytest.raises(Problems, match=r"objective\.shift +not a setting of 'diffusion'"):

@@ -143,10 +143,39 @@ def seen(**tokens: tuple[int, int]) -> SeenCaption:
 def test_the_text_encoder_that_sees_least_counts() -> None:
     caption = seen(text_encoder=(80, 75), text_encoder_2=(90, 512))
     assert caption.tokens == 90 and caption.is_cut
-    (told,) = token_warnings([caption], None, CaptionConfig())
-    assert "more than the 75 tokens" in told and "Shorten them." in told and "max_tokens" not in told
+    (told,) = token_warnings([caption], {}, CaptionConfig())
+    assert "more than the 75 tokens" in told and "Shorten it." in told and "max_tokens" not in told
 
 
 def test_models_without_the_setting_are_not_told_to_lower_it() -> None:
-    assert list(token_warnings([seen(text_encoder=(8, 512))], None, CaptionConfig())) == []
-    assert list(token_warnings([], 225, CaptionConfig())) == []
+    assert list(token_warnings([seen(text_encoder=(8, 512))], {}, CaptionConfig())) == []
+    assert list(token_warnings([], {"max_tokens": 225}, CaptionConfig())) == []
+
+
+@pytest.mark.parametrize(
+    ("readings", "t5_tokens", "remedy"),
+    [
+        ({"text_encoder_2": (300, 255)}, 256, "model.t5_tokens = 301 takes it."),
+        ({"text_encoder_2": (511, 255)}, 256, "model.t5_tokens = 512 takes it."),
+        ({"text_encoder_2": (512, 255)}, 256, "Shorten it."),
+        ({"text_encoder": (80, 75), "text_encoder_2": (300, 255)}, 256, "Shorten it."),
+    ],
+)
+def test_t5s_room_is_raised_where_that_helps(readings: dict, t5_tokens: int, remedy: str) -> None:
+    (told,) = token_warnings([seen(**readings)], {"t5_tokens": t5_tokens}, CaptionConfig())
+    assert f" {remedy} `lorabake validate" in told
+
+
+def test_models_without_t5_are_not_told_how_much_it_reads(look: Look) -> None:
+    with pytest.raises(Problems) as caught:
+        look(1, model={"t5_tokens": 100})
+    (problem,) = caught.value.problems
+    assert problem.where == "model.t5_tokens"
+    assert "has no T5 text encoder (its family is 'sd')" in problem.what
+
+
+@pytest.mark.parametrize("value", [0, 513, "many", True])
+def test_lengths_that_t5_cannot_read_are_refused(look: Look, value: Any) -> None:
+    with pytest.raises(Problems) as caught:
+        look(1, model={"t5_tokens": value})
+    assert {problem.where for problem in caught.value.problems} == {"model.t5_tokens"}

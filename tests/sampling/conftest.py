@@ -29,6 +29,7 @@ class TinyModel:
         self.facts = ModelFacts(
             family="tiny", path=Path("tiny"), name="tiny", prediction=prediction, resolution=32, pixel_step=8, latent_scale=4,
             latent_channels=LATENT, base_version="tiny", architecture="tiny", small=True, digest="tiny",
+            usual_guidance=3.5 if prediction == "flow" else None,
         )  # fmt: skip
         betas_T = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float32).double() ** 2
         self.betas_T = None if prediction == "flow" else betas_T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -150,7 +151,20 @@ def test_a_guidance_that_would_do_nothing_is_named(tiny: Tiny) -> None:
         draw(tiny("v"), [Prompt("a", guidance=3.5)])
     (problem,) = caught.value.problems
     assert problem.where == "prompt 1, guidance"
-    assert problem.what == "3.5 does nothing with a model that predicts v: leave it out, and set cfg (--l) instead"
+    assert (
+        problem.what
+        == "3.5 does nothing with a model that is told no guidance: leave it out, and set cfg (--l) instead"
+    )
+
+
+def test_where_nobody_says_a_model_is_drawn_with_what_is_usual_for_it(tiny: Tiny) -> None:
+    model = tiny("flow")
+    model.facts = dataclasses.replace(model.facts, usual_cfg=1.0)
+    draw(model, [Prompt("a", "unused", steps=1), Prompt("b", steps=1, cfg=3.0)])
+    assert model.rows == [1, 2] and model.guidance == [[3.5], [3.5, 3.5]]
+    assert model.encoded == ["a", "", "b"]
+    same = [draw(tiny(), [Prompt("a", steps=2, cfg=cfg)])[0] for cfg in (None, 5.0, 4.0)]
+    assert difference(same[0], same[1]) == 0 and difference(same[0], same[2]) > 0
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ tricky = st.sampled_from(
 names = texts.map(lambda text: text.replace("/", "").replace("\\", ""))
 sides = st.one_of(st.none(), st.integers(8, 4096))
 prompts = st.builds(
-    Prompt, texts | tricky, texts | tricky, st.integers(0, 2**64 - 1), st.integers(1, 1000), st.floats(1, 30),
+    Prompt, texts | tricky, texts | tricky, st.integers(0, 2**64 - 1), st.integers(1, 1000), st.none() | st.floats(1, 30),
     st.just(64), sides.map(lambda side: side or 64), st.sampled_from([None, *SAMPLERS]),
     st.none() | st.floats(0, 30),
 )  # fmt: skip

@@ -90,7 +90,10 @@ def test_a_prompt_that_cannot_be_drawn_is_not_made(wrong: dict) -> None:
 @pytest.mark.parametrize(("prediction", "sampler"), [("epsilon", "ddim"), ("v", "ddim"), ("flow", "flow-euler")])
 def test_a_model_fills_only_what_is_open(tiny: Any, prediction: str, sampler: str) -> None:
     facts = tiny(prediction).facts
-    assert Prompt("a", width=96).on(facts) == Prompt("a", width=96, height=32, sampler=sampler)
+    guidance = 3.5 if prediction == "flow" else None
+    expected = Prompt("a", width=96, height=32, sampler=sampler, cfg=5.0, guidance=guidance)
+    assert Prompt("a", width=96).on(facts) == expected
+    assert Prompt("a", cfg=1.0).on(facts).cfg == 1.0
     assert Prompt("a", sampler="euler").on(facts).sampler == "euler"
     assert Prompt("a", guidance=0.0).on(facts).on(facts).guidance == 0.0
 

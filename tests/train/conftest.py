@@ -25,9 +25,10 @@ from lorabake.sampling.infotext import save_png
 
 _OVEN = """
 import importlib, json, os, pkgutil, signal, sys, traceback
-import lorabake, lorabake.cli
+import lorabake, lorabake.cli, lorabake.families
 from lorabake.base.cards import ROOMS, cards
-for room in ("base", "dataset", "protocols", "families.sd", "adapters", "objectives", "optimizers", "formats", "recipe", "sampling", "train"):
+families = ["families." + item.name for item in pkgutil.iter_modules(lorabake.families.__path__)]
+for room in ("base", "dataset", "protocols", *families, "adapters", "objectives", "optimizers", "formats", "recipe", "sampling", "train"):
     package = importlib.import_module("lorabake." + room)
     for item in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(item.name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from lorabake.base.errors import Interrupted
+from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Event, Events
 from lorabake.recipe import check_values
 from lorabake.train.bake import prepare
@@ -34,3 +35,11 @@ def test_rates_decide_which_parts_are_trained(dataset: Path) -> None:
         baked = prepare(check_values({**raw, "optimizer": rates}), Events())
         assert [group.name for group in baked.groups] == parts
         assert list(baked.base_rates) == [rate for rate in rates.values() if rate]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_loaded(dataset: Path) -> None:
+    """Recipes may be written on another machine than the one that trains, so checking them does not ask for it."""
+    checked = check_values({"data": {"folder": str(dataset)}, "train": {"device": "cuda"}})
+    with pytest.raises(UserError, match=r'train\.device is "cuda".*no GPU here'):
+        prepare(checked, Events())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lorabake.adapters._ahead import Stack, make, stacks_of
 from lorabake.adapters._kernels import with_weight
+from lorabake.adapters._names import by_layer
 from lorabake.base.cards import Settings
 from lorabake.base.errors import UserError
 from lorabake.base.streams import torch_stream
@@ -205,13 +206,10 @@ def graft_tensors(
         UserError: the file has layers or shapes that this model has not, or tensors that this type has not, or lacks some.
     """
     known = {layer.key: layer for layer in model.layers()}
-    if unknown := sorted(tensors_by_layer.keys() - known.keys()):
-        raise UserError(
-            f"The adapter does not fit this base model: {len(unknown)} of its {len(tensors_by_layer)} layers are not in it, such as {', '.join(unknown[:3])}."
-        )
+    named = by_layer(model.layers(), tensors_by_layer)
 
     def changes() -> Iterable[Change]:
-        for key, tensors in tensors_by_layer.items():
+        for key, tensors in named.items():
             try:
                 settings = layer_type.settings_of(tensors)
             except KeyError as error:

@@ -28,11 +28,23 @@ class FullSettings(Settings):
 
 
 class FullGraft:
-    """Every weight of the chosen parts, trainable; see :class:`lorabake.protocols.adapter.Graft`."""
+    """Every weight of the chosen parts, trainable; see :class:`lorabake.protocols.adapter.Graft`.
+
+    A part of which every layer is in the group that network types leave alone is left alone here too: T5, that is.
+
+    Raises:
+        UserError: that leaves nothing to train.
+    """
 
     def __init__(self, card: AdapterCard, model: Model, parts: tuple[Part, ...]) -> None:
         self.card, self.model = card, model
         self.multiplier, self.training = 1.0, False
+        trainable = {layer.part for layer in model.layers() if layer.group != "other"}
+        parts = tuple(part for part in parts if part in trainable)
+        if not parts:
+            raise UserError(
+                f"'{card.name}' finds nothing to train in what was chosen. Give the denoiser a learning rate."
+            )
         self._parts = parts
         self._originals: list[tuple[nn.Module, str, nn.Parameter]] = []
         for part in parts:

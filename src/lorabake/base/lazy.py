@@ -11,7 +11,9 @@ class _LazyModule:
         self.__dict__["_name"] = name
 
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)
+        found = getattr(importlib.import_module(self._name), attribute)
+        self.__dict__[attribute] = found  # the next access is a plain one
+        return found
 
 
 def lazy_module(name: str) -> Any:

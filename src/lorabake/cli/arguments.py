@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
-    from lorabake.protocols.family import ModelFacts
+    from lorabake.protocols.family import ModelFacts, TextOption
     from lorabake.recipe import Checked
 
 
@@ -63,13 +63,21 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=int, choices=(75, 150, 225), help=f"tokens of a prompt that are read ({usual}, else 75)"
     )
+    parser.add_argument(
+        "--t5-tokens",
+        type=int,
+        metavar="N",
+        help=f"tokens of a prompt that T5 reads, 1 to 512, for models that have it ({usual}, else as the model was)",
+    )
 
 
-def text_options(arguments: argparse.Namespace, facts: ModelFacts, files: Sequence[Path]) -> dict[str, int]:
+def text_options(arguments: argparse.Namespace, facts: ModelFacts, files: Sequence[Path]) -> dict[TextOption, int]:
     """Options to load the model with that :func:`add_text_options`'s arguments ask for, or else the LoRA files."""
+    from lorabake.protocols.family import TextOption
     from lorabake.sampling.reading import text_options as options
 
-    return options(facts, files, clip_skip=arguments.clip_skip, max_tokens=arguments.max_tokens)
+    names: tuple[TextOption, ...] = get_args(TextOption)
+    return options(facts, files, {name: getattr(arguments, name) for name in names})
 
 
 def checked_recipe(arguments: argparse.Namespace) -> Checked:

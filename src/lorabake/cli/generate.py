@@ -20,7 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompt",
         nargs="*",
-        help="what to draw; options may follow in it: --n negative --d seed --s steps --l cfg --w --h",
+        help="what to draw; options may follow in it: --n negative --d seed --s steps --w --h, "
+        "--l cfg and --g guidance (default: what suits the base model; 5 for SD and SDXL, 1 with guidance 3.5 for Flux dev)",
     )
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", help="a file of prompts (.txt one a line, .toml, .json)"
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lorabake.sampling.draw import draw
     from lorabake.sampling.infotext import Infotext, UsedLora, save_png, write
     from lorabake.sampling.prompts import line_to_prompt, prompts_from_file
-    from lorabake.sampling.reading import cut_prompts
+    from lorabake.sampling.reading import infotext_extra, prompt_notes
 
     prompts = [line_to_prompt(line, arguments.seed) for line in arguments.prompt]
     if arguments.prompts:
@@ -67,14 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     facts = base_facts(arguments, {})
     loras = [_lora(text) for text in arguments.lora]
     options = text_options(arguments, facts, [path for path, _ in loras])
-    for note in cut_prompts(facts, prompts, options.get("max_tokens", 75)):
+    for note in prompt_notes(facts, prompts, options):
         print(f"note: {note}", file=sys.stderr)
     model = load_model(facts, **options)
     for path, weight in loras:
         apply_lora(model, path, weight)
     with bar("drawing") as progress:
         images = draw(model, prompts, progress=progress)
-    extra = {"Clip skip": str(options["clip_skip"])} if options.get("clip_skip", 1) > 1 else {}
+    extra = infotext_extra(options)
     used = tuple(UsedLora(path.stem, weight) for path, weight in loras)
     files = []
     for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):

@@ -17,7 +17,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from lorabake.cli.arguments import add_base, add_json, add_text_options
 
     parser.add_argument("run", nargs="+", type=Path, metavar="RUN|LORA", help="a run folder, or LoRA files")
-    parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be repeated")
+    parser.add_argument(
+        "--prompt", action="append", default=[], help="a prompt, with options as for `generate`; may be repeated"
+    )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a file of prompts")
     parser.add_argument("--weights", default="1", help="LoRA weights, such as 0.4,0.7,1 (default 1)")
     parser.add_argument("--seeds", default="", help="seeds, such as 1,2,3 or 1-4 (default: the prompts' own)")
@@ -38,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lorabake.sampling.axes import seeds, weights
     from lorabake.sampling.grid import save_grid
     from lorabake.sampling.prompts import line_to_prompt, prompts_from_file
-    from lorabake.sampling.reading import cut_prompts
+    from lorabake.sampling.reading import prompt_notes
     from lorabake.sampling.tasting import taste
 
     prompts = [line_to_prompt(line) for line in arguments.prompt]
@@ -51,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen_weights, chosen_seeds = weights(arguments.weights), seeds(arguments.seeds) if arguments.seeds else ()
     facts = base_facts(arguments, own)
     options = text_options(arguments, facts, files)
-    for note in cut_prompts(facts, prompts, options.get("max_tokens", 75)):
+    for note in prompt_notes(facts, prompts, options):
         print(f"note: {note}", file=sys.stderr)
     model = load_model(facts, **options)
     with bar("drawing") as progress:

@@ -92,6 +92,9 @@ class TrainingProgress:
         if handler:
             handler(event)
 
+    def _on_note(self, event: Event) -> None:
+        self.say(f"note: {event['text']}")
+
     def _on_encoding(self, event: Event) -> None:
         self._show("encoding pictures", event["done"], event["total"])
 
@@ -106,6 +109,9 @@ class TrainingProgress:
 
     def _on_latents_not_kept(self, event: Event) -> None:
         self.say(f"note: encoded pictures are kept for this run only. {event['reason']}")
+
+    def _on_not_recorded(self, event: Event) -> None:
+        self.say(f"note: steps are launched operation by operation, which is slower on a GPU: {event['reason']}")
 
     def _on_already_finished(self, event: Event) -> None:
         self.say(

@@ -44,8 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0 if outcome.finished else 130
 
     with TrainingProgress() as progress:
-        for warning in checked.warnings:
-            progress.say(f"note: {warning}")
         with interruptible(
             lambda: progress.say("Stopping after this step, with a save. Ctrl-C again stops at once.")
         ) as stop:

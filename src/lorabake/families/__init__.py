@@ -10,7 +10,7 @@ from lorabake.base.cards import cards
 from lorabake.base.errors import Problem, Problems, UserError
 from lorabake.base.places import POCKET_MODEL
 from lorabake.families.networks.describe import describe
-from lorabake.protocols.family import FamilyCard, Model, ModelFacts, ModelSource, Part, Prediction, Reader
+from lorabake.protocols.family import FamilyCard, Model, ModelFacts, ModelSource, Part, Prediction, Reader, TextOptions
 
 _BASES = "Give a .safetensors file, a model folder in diffusers layout, or 'pocket' for the embedded model."
 _PARTS = "Give a .safetensors file or a folder."
@@ -65,10 +65,14 @@ def family_card(facts: ModelFacts) -> FamilyCard:
     return cast(FamilyCard, cards("family")[facts.family])
 
 
-def caption_readers(facts: ModelFacts, max_tokens: int) -> Mapping[Part, Reader]:
+def caption_readers(facts: ModelFacts, options: TextOptions | None = None) -> Mapping[Part, Reader]:
     """What each text encoder of the model that ``facts`` describes sees of captions; no weights are read.
+
+    Args:
+        facts: the model.
+        options: it would be loaded with.
 
     Raises:
         UserError: the model's tokenizer files are missing or broken.
     """
-    return family_card(facts).readers(facts, max_tokens)
+    return family_card(facts).readers(facts, options or {})

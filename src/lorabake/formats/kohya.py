@@ -147,9 +147,9 @@ def _unknown(keys: list[str], total: int) -> str:
     return f"{len(keys)} of {total} names are not known, e.g. {examples}. {advice}"
 
 
-_DIFFUSERS_PREFIXES = ("unet.", "text_encoder.", "text_encoder_2.")
+_DIFFUSERS_PREFIXES = ("unet.", "transformer.", "diffusion_model.", "text_encoder.", "text_encoder_2.")
 _DIFFUSERS_KEY = re.compile(
-    r"(?P<part>unet|text_encoder|text_encoder_2)\.(?:base_model\.model\.)?"
+    r"(?P<part>unet|transformer|diffusion_model|text_encoder|text_encoder_2)\.(?:base_model\.model\.)?"
     r"(?P<path>.+?)\.(?:lora_linear_layer\.|lora\.)?"
     r"(?P<weight>lora_A|lora_B|down|up|lora_magnitude_vector|alpha)(?:\.default)?(?:\.weight)?"
 )
@@ -165,13 +165,17 @@ _SUFFIX = {
 
 
 def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """Tensors with diffusers' or PEFT's names (``unet.…to_q.lora_A.weight``) under kohya's; unknown ones stay.
+    """Tensors with diffusers' or PEFT's names (``unet.…to_q.lora_A.weight``) under names in kohya's manner; unknown ones stay.
 
+    Below ``diffusion_model.``, as other tools write PEFT's names, the paths are kohya's. Below ``unet.`` and ``transformer.`` they are
+    diffusers' own, under which a family may know its layers too (:class:`lorabake.protocols.family.Alias`).
     Such files have no alpha beside the weights. It is in the metadata (``lora_adapter_metadata``), or else the rank.
     """
     two_encoders = any(key.startswith("text_encoder_2.") for key in tensors)
     prefixes = {
         "unet": "lora_unet",
+        "transformer": "lora_transformer",
+        "diffusion_model": "lora_unet",
         "text_encoder": "lora_te1" if two_encoders else "lora_te",
         "text_encoder_2": "lora_te2",
     }
@@ -185,7 +189,8 @@ def from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
             named[key] = tensor
             continue
         part, path, suffix = match["part"], match["path"], _SUFFIX[match["weight"]]
-        if part != "unet" and path.startswith("encoder."):  # since version 5, transformers has no text_model level
+        # Since version 5, transformers has no text_model level.
+        if part.startswith("text_encoder") and path.startswith("encoder.layers."):
             path = f"text_model.{path}"
         layer = f"{prefixes[part]}_{path.replace('.', '_')}"
         named[f"{layer}.{suffix}"] = tensor

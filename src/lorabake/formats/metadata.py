@@ -173,6 +173,8 @@ class TrainingFacts:
     logit_std: Number | None = None
     model_prediction_type: str | None = None
     guidance_scale: Number | None = None
+    t5xxl_max_token_length: int | None = None
+    """Tokens of a caption that T5 read; kohya's scripts have the setting and do not write it."""
 
     # Validation
     validation_seed: int | None = None
@@ -191,6 +193,7 @@ _OF_FLOW = [
     "logit_std",
     "model_prediction_type",
     "guidance_scale",
+    "t5xxl_max_token_length",
 ]
 _LEFT_OUT_WHEN_EMPTY = {"sd_model_hash", "new_sd_model_hash", "vae_name", "vae_hash", "new_vae_hash", "network_args"}
 _FILES = {"output_name", "sd_model_name", "vae_name"}

@@ -37,7 +37,8 @@ class FlowSettings(ObjectiveSettings):
     sigmoid_scale: float = Field(default=1.0, gt=0, le=10)
     """Width of sigmoid, shift and flux-shift: smaller is more in the middle. 1 is usual, 0.5 to 1.5 safe."""
     shift: float | None = Field(default=None, gt=0, le=100)
-    """How far the rule shift moves timesteps towards noise; 1 is not at all. Default: the model's own, or 3. 1 to 6 is usual."""
+    """How far the rule shift moves timesteps towards noise; 1 is not at all. Default: that of the model's own schedule, or 3 where its files
+    do not say it; the run's recipe holds the value. 1 to 6 is usual."""
     logit_mean: float = Field(default=0.0, ge=-10, le=10)
     """Mean of logit-normal: above 0 is more noise. -1 to 1 is usual."""
     logit_std: float = Field(default=1.0, gt=0, le=10)

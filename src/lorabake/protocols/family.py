@@ -17,8 +17,12 @@ Prediction = Literal["epsilon", "v", "flow"]
 """What the denoiser answers: the noise ε, v, or the direction from picture to noise (flow matching)."""
 Part = Literal["denoiser", "text_encoder", "text_encoder_2", "text_encoder_3"]
 LayerGroup = Literal["transformer", "resnet", "text", "other"]
-TextOption = Literal["clip_skip", "max_tokens"]
+TextOption = Literal["clip_skip", "max_tokens", "t5_tokens"]
 """Settings of a recipe's model section about how captions are read, which not every family has."""
+MOST_T5_TOKENS = 512
+"""No model was trained with more tokens of T5's for a caption."""
+TextOptions = Mapping[TextOption, "int | None"]
+"""Values for them; what is missing or None is as the family has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,14 @@ class ModelFacts:
     """Fingerprint (hex) of all files of the model, to tell whether a run still stands on the same base."""
     small: bool
     """Narrow layers, as the pocket model has: they want a higher learning rate, and one thread on a CPU."""
+    shift: float | None = None
+    """How far the model's own schedule moves timesteps towards noise, for flow models whose files say it."""
+    usual_cfg: float = 5.0
+    """Strength of classifier-free guidance that its pictures are drawn with where nobody says; 1 for models that are distilled for going without."""
+    usual_guidance: float | None = None
+    """Guidance that guidance-distilled models are told where nobody says; None for models that are told none."""
+    usual_t5_tokens: int | None = None
+    """Tokens of a caption that T5 reads where nobody says, with its end: as the model was trained. None for models without T5."""
     vae: Path | None = None
     """As in :class:`ModelSource`."""
     text_encoders: tuple[Path, ...] = ()
@@ -98,9 +110,21 @@ class FamilyCard(Card):
     """Facts, or None for models of other families. Raises UserError for a model of the family that cannot be used."""
     text_options: frozenset[TextOption] = frozenset()
     """Which of them models of this family are loaded with; the others do nothing."""
-    readers: Callable[[ModelFacts, int], Mapping[Part, Reader]] = lambda facts, max_tokens: {}
+    readers: Callable[[ModelFacts, TextOptions], Mapping[Part, Reader]] = lambda facts, options: {}
     """For each text encoder what it sees of captions, told from the tokenizer's files alone, without weights or torch.
-    ``max_tokens`` is the recipe's setting. Raises UserError where those files are broken."""
+    The options are the recipe's settings. Raises UserError where those files are broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """What some LoRA files call a layer, or some of its rows, besides the layer's own key. Rows are outputs: first, behind the last."""
+
+    key: str
+    """As :attr:`Layer.key`: prefix and path, with underscores."""
+    rows: tuple[int, int] | None = None
+    """The layer's rows that have this name; None is all of them. What is one layer here may be several elsewhere."""
+    its_rows: tuple[int, int] | None = None
+    """Which rows of what has this name they are; None is all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +138,8 @@ class Layer:
     group: LayerGroup
     key: str
     """The layer's name in kohya-format files, e.g. ``lora_unet_mid_block_attentions_0_proj_in``."""
+    aliases: tuple[Alias, ...] = ()
+    """Other names it has in files; it is never written under them. No alias is the key of another layer."""
 
 
 Tokens = dict[str, "Tensor"]
@@ -175,7 +201,7 @@ class Model(Protocol):
         ...
 
     def frame(self, framings: Sequence[Framing]) -> Conditioning:
-        """What the denoiser is told of each picture's size and crop, to be joined with the text's conditioning; often nothing."""
+        """What the denoiser is told of each picture's size and crop, on the CPU, to be joined with the text's conditioning; often nothing."""
         ...
 
     def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:

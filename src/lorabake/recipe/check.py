@@ -67,15 +67,19 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     dataset = _dataset(values, problems)
     placements = _placements(values, facts, dataset, problems)
     captions = _captions(values, facts, dataset, problems)
-    problems.extend(_contradictions(values))
+    problems.extend(_contradictions(values, facts))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
     return Checked(recipe, facts, dataset, placements, _warnings(recipe, facts, dataset, captions), captions)
 
 
-def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
+def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iterator[Problem]:
     """What is allowed by itself and cannot work together."""
+    model: ModelSettings | None = values.get("model")
+    if model is not None and model.t5_tokens is not None and facts is not None and facts.usual_t5_tokens is None:
+        what = f"{model.t5_tokens}, but {facts.name} has no T5 text encoder (its family is '{facts.family}'). Leave it out."
+        yield Problem("model.t5_tokens", what)
     rates: RateSettings | None = values.get("rates")
     if rates is not None and rates.lr == 0 and not rates.text_encoder_lr:
         what = "0 here and for the text encoder: nothing would be trained. Give one of them a value."
@@ -133,7 +137,7 @@ def _captions(
     if facts is None or dataset is None:
         return ()
     try:
-        readers = caption_readers(facts, values["model"].max_tokens)
+        readers = caption_readers(facts, values["model"].reading(family_card(facts).text_options))
     except UserError as error:
         problems.append(Problem("model.base", str(error)))
         return ()
@@ -176,7 +180,7 @@ def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Seq
         *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
         *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),
-        *token_warnings(captions, recipe.model.max_tokens if "max_tokens" in options else None, recipe.data.captions),
+        *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),
     )
 
 

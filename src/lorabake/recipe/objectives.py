@@ -39,6 +39,15 @@ def objective_problems(choice: Choice, prediction: Prediction | None) -> Iterato
             )
 
 
+def reads(choice: Choice, name: str) -> bool:
+    """Whether a rule that is chosen goes by the objective's setting ``name``."""
+    return any(
+        name in card.reads
+        for kind in RULES
+        if (card := _rules(kind).get(getattr(choice.settings, kind, ""))) is not None
+    )
+
+
 def idle_settings(choice: Choice) -> tuple[str, ...]:
     """Settings that were given and do nothing, because the rule that would read them is not chosen."""
     told: list[str] = []

@@ -52,7 +52,11 @@ class Recipe:
     def with_value(self, section: str, name: str, value: Any, why: str) -> Recipe:
         """A copy with one derived value and its reason."""
         attribute = "rates" if section == "optimizer" else section
-        changed = getattr(self, attribute).model_copy(update={name: value})
+        held = getattr(self, attribute)
+        settings = held.settings if isinstance(held, Choice) else held
+        changed = settings.model_copy(update={name: value})
+        if isinstance(held, Choice):
+            changed = Choice(held.name, changed)
         return replace(self, **{attribute: changed, "reasons": {**self.reasons, f"{section}.{name}": why}})
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

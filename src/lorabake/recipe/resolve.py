@@ -7,8 +7,10 @@ from typing import cast
 
 from lorabake.base.cards import find
 from lorabake.dataset.buckets import BucketConfig
+from lorabake.objectives.timesteps import SHIFT
 from lorabake.protocols.adapter import AdapterCard
 from lorabake.protocols.family import ModelFacts
+from lorabake.recipe.objectives import reads
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.sections import file_name
 
@@ -26,6 +28,13 @@ def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
     if buckets is not recipe.data.buckets:
         why = f"{facts.name} works at {facts.resolution} px, with sides in steps of {facts.pixel_step}"
         recipe = recipe.with_value("data", "buckets", buckets, why)
+    if recipe.model.t5_tokens is None and facts.usual_t5_tokens is not None:
+        recipe = recipe.with_value(
+            "model", "t5_tokens", facts.usual_t5_tokens, f"{facts.name} was trained with as many"
+        )
+    if getattr(recipe.objective.settings, "shift", 0.0) is None and reads(recipe.objective, "shift"):
+        why = f"{facts.name}'s own schedule" if facts.shift else "what is usual: the model's files do not say theirs"
+        recipe = recipe.with_value("objective", "shift", facts.shift or SHIFT, why)
     recipe = _rates(recipe, facts)
     recipe = _machine(recipe, facts)
     if recipe.output.name is None:
@@ -70,8 +79,10 @@ def _machine(recipe: Recipe, facts: ModelFacts) -> Recipe:
     if recipe.train.precision is None:
         if adapter_card(recipe.adapter).trains_base:
             precision, why = "fp32", "the weights themselves are trained, and bf16 would round small steps away"
-        elif recipe.train.device == "cuda":
+        elif recipe.train.device == "cuda" and not _lacks_bf16():
             precision, why = "bf16", "half the memory, and faster"
+        elif recipe.train.device == "cuda":
+            precision, why = "fp32", "this GPU has no bf16"
         else:
             precision, why = "fp32", "as fast as bf16 on most CPUs, and exact"
         recipe = recipe.with_value("train", "precision", precision, why)
@@ -85,3 +96,10 @@ def _machine(recipe: Recipe, facts: ModelFacts) -> Recipe:
             "train", "threads", threads, "small models run fastest on one thread" if facts.small else "all cores"
         )
     return recipe
+
+
+def _lacks_bf16() -> bool:
+    """Whether there is a GPU, and it computes bf16 only by way of other types (older than Ampere)."""
+    import torch
+
+    return torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)

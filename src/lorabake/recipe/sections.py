@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from lorabake.base.cards import Settings
 from lorabake.base.units import Duration, Epochs
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.dataset.caption import CaptionConfig
+from lorabake.protocols.family import MOST_T5_TOKENS, TextOption, TextOptions
 
 MaxTokens = Literal[75, 150, 225]
 """What ``model.max_tokens`` may be."""
@@ -35,10 +37,17 @@ class ModelSettings(Settings):
     max_tokens: MaxTokens = 75
     """Tokens of a caption that the text encoder reads; the rest is cut off. Each 75 are encoded apart and joined, as clients do with
     long prompts. Default 75: every step is slower with more. `lorabake validate RECIPE --captions` shows what is cut."""
+    t5_tokens: int | None = Field(default=None, ge=1, le=MOST_T5_TOKENS)
+    """Tokens of a caption that the T5 text encoder reads, its end included, for models that have one (Flux); the rest is cut off. Absent: as
+    the model was trained, 512 for Flux dev and 256 for schnell. Fewer make every step faster, and pictures may differ a little."""
 
     def source(self) -> dict[str, Any]:
         """The arguments of :func:`lorabake.families.inspect_model` among them."""
         return self.model_dump(include={"base", "vae", "text_encoders", "prediction"})
+
+    def reading(self, names: Collection[TextOption]) -> TextOptions:
+        """How captions are read: those of the settings that a family of models has."""
+        return {name: getattr(self, name) for name in names}
 
 
 class DataSettings(Settings):
@@ -101,7 +110,8 @@ class SampleSettings(Settings):
     """Pictures drawn while training. They never change the result."""
 
     prompts: tuple[str, ...] = ()
-    """Prompts drawn at every checkpoint and before the first step, in kohya's prompt-line form ("text --n negative --d seed --s steps --l cfg")."""
+    """Prompts drawn at every checkpoint and before the first step, in kohya's prompt-line form ("text --n negative --d seed --s steps --l cfg
+    --g guidance"). Where cfg or guidance is not given, it is what suits the base model: cfg 5 for SD and SDXL, cfg 1 and guidance 3.5 for Flux dev."""
 
 
 def file_name(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lorabake.dataset.caption import CaptionConfig, full_caption
 from lorabake.dataset.folder import Sample
-from lorabake.protocols.family import Part, Reader, Reading
+from lorabake.protocols.family import MOST_T5_TOKENS, Part, Reader, Reading, TextOptions
 from lorabake.recipe.sections import MaxTokens
 
 _ALLOWED: tuple[int, ...] = typing.get_args(MaxTokens)
@@ -50,16 +50,17 @@ def see_captions(
     )
 
 
-def token_warnings(seen: Sequence[SeenCaption], max_tokens: int | None, config: CaptionConfig) -> Iterator[str]:
+def token_warnings(seen: Sequence[SeenCaption], options: TextOptions, config: CaptionConfig) -> Iterator[str]:
     """What is worth saying about the captions' lengths: that some are cut, or that there is more room than any needs.
 
     Args:
         seen: all captions.
-        max_tokens: the setting; None for models that have none.
+        options: the settings, without those that the models do not have.
         config: what training does to captions.
     """
     if not seen:
         return
+    max_tokens = options.get("max_tokens")
     longest = max(seen, key=lambda caption: caption.tokens)
     cut = [caption for caption in seen if caption.is_cut]
     if cut:
@@ -68,7 +69,7 @@ def token_warnings(seen: Sequence[SeenCaption], max_tokens: int | None, config: 
         yield (
             f"data.captions: {len(cut)} of {len(seen)} captions {'has' if len(cut) == 1 else 'have'} more than the {room} tokens that the text encoder reads; "
             f"what comes after is cut off{varying}. The longest has {longest.tokens} ({longest.picture}). "
-            f"{_remedy(longest.tokens, cut, max_tokens)} `lorabake validate RECIPE --captions` shows what is cut."
+            f"{_remedy(longest.tokens, cut, options)} `lorabake validate RECIPE --captions` shows what is cut."
         )
     elif max_tokens and max_tokens > (enough := _enough(longest.tokens)):
         yield (
@@ -82,10 +83,15 @@ def _enough(tokens: int) -> int:
     return next((allowed for allowed in _ALLOWED if tokens <= allowed), _ALLOWED[-1])
 
 
-def _remedy(longest: int, cut: Sequence[SeenCaption], max_tokens: int | None) -> str:
-    if max_tokens is None:
-        return "Shorten them."
+def _remedy(longest: int, cut: Sequence[SeenCaption], options: TextOptions) -> str:
+    them = "it" if len(cut) == 1 else "them all"
+    t5_tokens = options.get("t5_tokens")
+    rooms = {reading.room for caption in cut for reading in caption.readings.values() if reading.tokens > reading.room}
+    if t5_tokens and rooms == {t5_tokens - 1} and longest < MOST_T5_TOKENS:
+        return f"model.t5_tokens = {longest + 1} takes {them}."
+    if options.get("max_tokens") is None:
+        return f"Shorten {'it' if len(cut) == 1 else 'them'}."
     if longest <= _ALLOWED[-1]:
-        return f"model.max_tokens = {_enough(longest)} takes {'it' if len(cut) == 1 else 'them all'}."
+        return f"model.max_tokens = {_enough(longest)} takes {them}."
     too_long = sum(caption.tokens > _ALLOWED[-1] for caption in cut)
     return f"model.max_tokens goes up to {_ALLOWED[-1]}, which cuts {too_long}: shorten {'it' if too_long == 1 else 'them'}."

@@ -17,9 +17,6 @@ from lorabake.protocols.family import Conditioning, Framing, Model, ModelFacts
 from lorabake.sampling.prompts import Prompt, shortened
 from lorabake.sampling.samplers import fitting
 
-GUIDANCE = 3.5
-"""What guidance-distilled models are told where a prompt does not say: what Flux's own tools draw with."""
-
 Progress = Callable[[int, int], None]
 """Called with (done, total), counted in denoising steps of single pictures."""
 
@@ -35,7 +32,7 @@ def draw(
 
     Args:
         model: on any device; noise is always drawn on the CPU, in float32, from a generator of its own.
-        prompts: sides and samplers that are None become what suits the model.
+        prompts: sides, samplers and guidance that are None become what suits the model.
         batch_size: most pictures drawn at once; with guidance the denoiser sees twice as many rows.
         progress: told after every step; an error it raises ends the drawing.
 
@@ -99,8 +96,8 @@ def _wrong(model: Model, prompt: Prompt) -> Iterator[tuple[str, str]]:
         if side is not None and side % unit:
             below, above = side // unit * unit, (side // unit + 1) * unit
             yield name, f"{side} is not a multiple of {unit}; use {f'{below} or {above}' if below else above}"
-    if prompt.guidance is not None and prediction != "flow":
-        what = f"{prompt.guidance:g} does nothing with a model that predicts {prediction}: leave it out, and set cfg (--l) instead"
+    if prompt.guidance is not None and model.facts.usual_guidance is None:
+        what = f"{prompt.guidance:g} does nothing with a model that is told no guidance: leave it out, and set cfg (--l) instead"
         yield "guidance", what
     try:
         sampler = fitting(prompt.sampler, prediction)
@@ -145,11 +142,9 @@ def _framing(facts: ModelFacts, prompt: Prompt) -> Framing:
 
 
 def _guidance(model: Model, prompts: Sequence[Prompt]) -> Conditioning:
-    """``guidance_B`` for flow models. Those that are not distilled for it do not look at it."""
-    if model.facts.prediction != "flow":
-        return {}
-    strengths = [GUIDANCE if prompt.guidance is None else prompt.guidance for prompt in prompts]
-    return {"guidance_B": torch.tensor(strengths, device=model.device)}
+    """``guidance_B`` for models that are told one."""
+    strengths = [prompt.guidance for prompt in prompts if prompt.guidance is not None]
+    return {"guidance_B": torch.tensor(strengths, device=model.device)} if strengths else {}
 
 
 class _Texts:
@@ -172,19 +167,19 @@ class _Texts:
 
 
 def _texts_of(prompt: Prompt) -> tuple[str, ...]:
-    return (prompt.negative, prompt.text) if prompt.cfg > 1 else (prompt.text,)
+    return (prompt.negative, prompt.text) if prompt.guided else (prompt.text,)
 
 
 def _batches(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
     alike: dict[object, list[int]] = {}
     for index, prompt in enumerate(prompts):
-        alike.setdefault((prompt.width, prompt.height, prompt.steps, prompt.sampler, prompt.cfg > 1), []).append(index)
+        alike.setdefault((prompt.width, prompt.height, prompt.steps, prompt.sampler, prompt.guided), []).append(index)
     return [group[i : i + batch_size] for group in alike.values() for i in range(0, len(group), batch_size)]
 
 
 def _draw_batch(model: Model, prompts: Sequence[Prompt], texts: _Texts, advance: Callable[[int], None]) -> Tensor:
     """Images of prompts that share size, steps, sampler and whether they are guided."""
-    guided, sampler = prompts[0].cfg > 1, fitting(prompts[0].sampler, model.facts.prediction)
+    guided, sampler = prompts[0].guided, fitting(prompts[0].sampler, model.facts.prediction)
     trajectory = sampler.trajectory(model, prompts[0].steps, _tokens(model.facts, prompts[0]))
     latents_BCHW = (
         torch.cat([start_noise(model.facts, prompt) for prompt in prompts]).to(model.device) * trajectory.noise_scale
@@ -192,7 +187,7 @@ def _draw_batch(model: Model, prompts: Sequence[Prompt], texts: _Texts, advance:
     conditioning = texts.of([prompt.negative for prompt in prompts] * guided + [prompt.text for prompt in prompts])
     conditioning |= model.frame([_framing(model.facts, prompt) for prompt in prompts] * (1 + guided))
     conditioning |= _guidance(model, list(prompts) * (1 + guided))
-    cfg_B111 = torch.tensor([prompt.cfg for prompt in prompts], device=model.device).view(-1, 1, 1, 1)
+    cfg_B111 = torch.tensor([prompt.cfg or 1.0 for prompt in prompts], device=model.device).view(-1, 1, 1, 1)
     for leg in trajectory.legs:
         asked_BCHW = torch.cat([latents_BCHW] * (1 + guided))
         timesteps_B = torch.full((len(asked_BCHW),), leg.timestep, device=model.device)

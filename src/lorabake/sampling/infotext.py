@@ -76,7 +76,7 @@ def write(info: Infotext) -> str:
     pairs = {
         "Steps": str(prompt.steps),
         "Sampler": SAMPLERS[prompt.sampler].shown if prompt.sampler else "",
-        "CFG scale": _number(prompt.cfg),
+        "CFG scale": "" if prompt.cfg is None else _number(prompt.cfg),
         "Distilled CFG Scale": "" if prompt.guidance is None else _number(prompt.guidance),
         "Seed": str(prompt.seed),
     }
@@ -124,13 +124,14 @@ def read(text: str) -> Infotext:
                 for name, weight, digest in json.loads(pairs.pop(_EXACT_LORAS))
             )
         size = _SIZE.match(pairs.pop("Size", ""))
-        given, guidance = pairs.pop("Sampler", None), pairs.pop("Distilled CFG Scale", None)
+        given = pairs.pop("Sampler", None)
+        cfg, guidance = pairs.pop("CFG scale", None), pairs.pop("Distilled CFG Scale", None)
         prompt = Prompt(
             text=str(plain),
             negative=str(negative),
             seed=int(pairs.pop("Seed", "0")),
             steps=int(pairs.pop("Steps")),
-            cfg=float(pairs.pop("CFG scale", "1")),
+            cfg=float(cfg) if cfg else None,
             width=int(size[1]) if size else None,
             height=int(size[2]) if size else None,
             sampler=next((name for name, sampler in SAMPLERS.items() if sampler.shown == given), given),

@@ -37,8 +37,8 @@ class Prompt:
     """What guidance leads away from; without effect at ``cfg`` 1."""
     seed: int = 0
     steps: int = 20
-    cfg: float = 5.0
-    """Strength of classifier-free guidance (2207.12598); 1 is none, and twice as fast."""
+    cfg: float | None = None
+    """Strength of classifier-free guidance (2207.12598); 1 is none, and twice as fast. None is the usual one for the model."""
     width: int | None = None
     """In pixels; None is the side the model was trained on."""
     height: int | None = None
@@ -46,13 +46,13 @@ class Prompt:
     sampler: str | None = None
     """None is the usual one for what the model predicts."""
     guidance: float | None = None
-    """Strength that guidance-distilled flow models (Flux) are told; None is 3.5. It is no second forward pass, as ``cfg`` is."""
+    """Strength that guidance-distilled models (Flux dev) are told; None is the usual one. It is no second forward pass, as ``cfg`` is."""
 
     def __post_init__(self) -> None:
         checks = {
             "seed": (0 <= self.seed <= _LARGEST_SEED, "a whole number from 0 to 2^64-1"),
             "steps": (1 <= self.steps <= MOST_STEPS, f"from 1 to {MOST_STEPS}"),
-            "cfg": (1 <= self.cfg < float("inf"), "at least 1, where 1 means no guidance"),
+            "cfg": (self.cfg is None or 1 <= self.cfg < float("inf"), "at least 1, where 1 means no guidance"),
             "width": (self.width is None or self.width > 0, "a number of pixels above 0"),
             "height": (self.height is None or self.height > 0, "a number of pixels above 0"),
             "guidance": (
@@ -70,13 +70,20 @@ class Prompt:
         if wrong:
             raise Problems(f"The prompt '{shortened(self.text)}'", wrong)
 
+    @property
+    def guided(self) -> bool:
+        """Whether each step takes a second forward pass, for classifier-free guidance."""
+        return self.cfg is not None and self.cfg > 1
+
     def on(self, facts: ModelFacts) -> Prompt:
-        """The same prompt with sides and sampler, where they were left open, as this model wants them."""
+        """The same prompt with sides, sampler and guidance, where they were left open, as this model wants them."""
         return dataclasses.replace(
             self,
             width=self.width or facts.resolution,
             height=self.height or facts.resolution,
             sampler=self.sampler or samplers_for(facts.prediction)[0],
+            cfg=facts.usual_cfg if self.cfg is None else self.cfg,
+            guidance=facts.usual_guidance if self.guidance is None else self.guidance,
         )
 
 

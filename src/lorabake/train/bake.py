@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from lorabake.adapters import graft
 from lorabake.base.cards import find
-from lorabake.base.errors import Interrupted
+from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Events
 from lorabake.dataset.caption import is_static
 from lorabake.dataset.order import batches_per_epoch
 from lorabake.families import family_card, load_model
 from lorabake.optimizers._flat import FlatGroup
+from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import Model, Part
+from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Checked, Recipe
+from lorabake.train.capture import Captured, CudaGraphs
 from lorabake.train.latents import View, cached_latents
-from lorabake.train.loop import Bake
+from lorabake.train.loop import Bake, loss_of
 from lorabake.train.text import TextSource
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -33,9 +37,15 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
 
     Raises:
         Interrupted: ``stop()`` was true while pictures were being encoded; those that are done stay in the cache.
+        UserError: the recipe wants a GPU, and there is none.
     """
     recipe = checked.recipe
     dtype, device = _DTYPES[recipe.train.precision or "fp32"], recipe.train.device or "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            'train.device is "cuda", and PyTorch finds no GPU here: its driver may be missing, or this PyTorch be one for CPUs only. '
+            'Set train.device = "cpu", or leave it out.'
+        )
     reading = {name: getattr(recipe.model, name) for name in family_card(checked.facts).text_options}
     model = load_model(checked.facts, dtype=dtype, device=device, **reading)
     views = _views(checked)
@@ -51,11 +61,12 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     base_rates = [rates[group.name] for group in groups]  # pyright: ignore[reportArgumentType]
     buckets = [placement.bucket_wh for placement in checked.placements]
     per_epoch = steps_per_epoch(checked)
+    objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
     return Bake(
         recipe=recipe,
         model=model,
         graft=grafted,
-        objective=find("objective", recipe.objective.name).load()(recipe.objective.settings, model),
+        objective=objective,
         text=TextSource(model, trained=text_rate > 0, repeating=is_static(recipe.data.captions)),
         groups=groups,
         base_rates=base_rates,
@@ -66,6 +77,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         buckets=buckets,
         steps_per_epoch=per_epoch,
         total_steps=recipe.train.length.steps(per_epoch),
+        captured=_captured(model, objective, grafted, groups, events),
     )
 
 
@@ -100,6 +112,20 @@ def _latents(
     flat = [view for of_sample in views for view in of_sample]
     found = iter(cached_latents(flat, model, checked.dataset.path / CACHE, progress, not_kept))
     return [[next(found) for _ in of_sample] for of_sample in views]
+
+
+def _captured(
+    model: Model, objective: Objective, grafted: Graft, groups: Sequence[FlatGroup], events: Events
+) -> Captured | None:
+    """Recordings pay on a GPU, where launching costs more than computing; a CPU has nothing to gain."""
+    if model.device.type != "cuda":
+        return None
+
+    def not_recorded(reason: str) -> None:
+        events.emit("not_recorded", reason=reason)
+
+    of_inputs, record = functools.partial(loss_of, model, objective), CudaGraphs(model.device)
+    return Captured(of_inputs, groups, model.device, record, not_recorded, grafted.ahead)
 
 
 def _optimizer(recipe: Recipe, groups: list[FlatGroup], rates: list[float]) -> Optimizer:

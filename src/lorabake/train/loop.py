@@ -5,6 +5,7 @@ Legend: B batch, C channels, H and W latent height and width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ from lorabake.protocols.family import Framing, Model
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Recipe
-from lorabake.train.text import TextSource
+from lorabake.train.capture import Captured, Inputs
+from lorabake.train.text import TextSource, conditioning_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Bake:
     buckets: Sequence[tuple[int, int]]
     steps_per_epoch: int
     total_steps: int
+    captured: Captured | None = None
+    """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +110,10 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
     _seed_dropout(stream_seed(recipe.train.seed, "dropout", step), bake.model.device)
     total = torch.zeros((), device=bake.model.device)
     for micro, batch in enumerate(batches):
-        with bake.graft.ahead():
-            loss = batch_loss(bake, step, micro, batch) / len(batches)
-            loss.backward()
-        total += loss.detach()
+        total += _add_gradient(bake, step, micro, batch, len(batches))
     norm = clip_gradients(list(bake.groups), recipe.train.max_grad_norm)
-    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()
-    if not torch.isfinite(torch.tensor([loss_value, norm_value])).all():
+    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the only time a step waits for a GPU
+    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         raise NotFinite(_diagnose(bake, step, batches, loss_value))
     bake.optimizer.step()
     return Step(loss_value, norm_value, sum(map(len, batches)))
@@ -125,28 +126,62 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
+def _add_gradient(bake: Bake, step: int, micro: int, batch: Batch, batches: int) -> Tensor:
+    """Add one batch's share of the gradient of a step of ``batches``; returns its share of the loss, 0-d, without a history."""
+    if bake.captured is not None:
+        return bake.captured(batch_inputs(bake, step, micro, batch), batches)
+    with bake.graft.ahead():
+        loss = batch_loss(bake, step, micro, batch) / batches
+        loss.backward()
+    return loss.detach()
+
+
 def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:
     """Mean loss of one batch, differentiable in the adapter's weights."""
+    inputs = batch_inputs(bake, step, micro, batch)
+    on_device = {name: tensor.to(bake.model.device, non_blocking=True) for name, tensor in inputs.items()}
+    return loss_of(bake.model, bake.objective, on_device)
+
+
+def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
+    """All that one batch's loss is computed from, on the CPU: whatever is drawn, read or looked up happens here.
+
+    ``latents_BCHW`` and ``noise_BCHW`` (float32), ``timesteps_B``, and under names of their own what is told of captions and framings.
+    Every tensor has the batch first. For a GPU they lie in pinned memory, from where copies need no waiting.
+    """
     seed = bake.recipe.train.seed
     mirrors = random_stream(seed, "flip", step, micro)
     views = [(index, mirrors.randrange(len(bake.latents[index]))) for index in batch]
-    latents_BCHW = torch.stack([bake.latents[index][view] for index, view in views]).to(bake.model.device)
+    latents_BCHW = torch.stack([bake.latents[index][view] for index, view in views])
     captions = [
         caption_for_step(
             bake.samples[index].caption, bake.recipe.data.captions, random_stream(seed, "captions", step, micro, slot)
         )
         for slot, index in enumerate(batch)
     ]
-    timesteps_stream = torch_stream(seed, "timesteps", step, micro)
-    timesteps_B = bake.objective.draw_timesteps(latents_BCHW.shape, timesteps_stream).to(latents_BCHW.device)
-    noise_BCHW = torch.randn(latents_BCHW.shape, generator=torch_stream(seed, "noise", step, micro)).to(
-        latents_BCHW.device
-    )
-    noisy_BCHW = bake.objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
-    conditioning = bake.text(captions) | bake.model.frame([bake.framings[index][view] for index, view in views])
-    prediction_BCHW = bake.model.predict(noisy_BCHW, timesteps_B, conditioning)
-    target_BCHW = bake.objective.target(latents_BCHW, noise_BCHW, timesteps_B)
-    return bake.objective.loss(prediction_BCHW, target_BCHW, timesteps_B).mean()
+    inputs: Inputs = {
+        "latents_BCHW": latents_BCHW,
+        "noise_BCHW": torch.randn(latents_BCHW.shape, generator=torch_stream(seed, "noise", step, micro)),
+        "timesteps_B": bake.objective.draw_timesteps(latents_BCHW.shape, torch_stream(seed, "timesteps", step, micro)),
+        **bake.text(captions),
+        **bake.model.frame([bake.framings[index][view] for index, view in views]),
+    }
+    if bake.model.device.type == "cuda":
+        return {name: tensor.pin_memory() for name, tensor in inputs.items()}
+    return inputs
+
+
+def loss_of(model: Model, objective: Objective, inputs: Inputs) -> Tensor:
+    """Mean loss of a batch, 0-d, given its inputs on the model's device.
+
+    Nothing but operations on that device, whose order depends on shapes alone: so a GPU can record them and run them again.
+    """
+    told = dict(inputs)
+    latents_BCHW, noise_BCHW, timesteps_B = (told.pop(name) for name in ("latents_BCHW", "noise_BCHW", "timesteps_B"))
+    noisy_BCHW = objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
+    prediction_BCHW = model.predict(noisy_BCHW, timesteps_B, conditioning_of(model, told))
+    target_BCHW = objective.target(latents_BCHW, noise_BCHW, timesteps_B)
+    return objective.loss(prediction_BCHW, target_BCHW, timesteps_B).mean()
 
 
 def _epoch(bake: Bake, epoch: int, skip: int) -> Iterator[Sequence[Batch]]:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from lorabake.base.events import EventLog, Events
 from lorabake.base.files import write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
+from lorabake.families import family_card
 from lorabake.recipe import Checked
 from lorabake.recipe.toml import to_toml
 from lorabake.sampling.draw import check as check_prompts
 from lorabake.sampling.draw import draw
 from lorabake.sampling.infotext import Infotext, save_png, write
 from lorabake.sampling.prompts import Prompt, line_to_prompt
+from lorabake.sampling.reading import infotext_extra, prompt_notes
 from lorabake.train.bake import prepare
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
 from lorabake.train.loop import Bake, run_loop
@@ -77,6 +79,9 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
             last = next(event for event in reversed(run.read_events()) if event["kind"] == "finished")
             events.emit("already_finished", folder=str(into))
             return Outcome(run, last["steps"], last["steps"], time.monotonic() - started)
+        reading = checked.recipe.model.reading(family_card(checked.facts).text_options)
+        for note in (*checked.warnings, *prompt_notes(checked.facts, prompts, reading)):
+            events.emit("note", text=note)
         bake = prepare(checked, events, stop)
         check_prompts(bake.model, prompts)
         progress = load_state(run.state, bake.groups, bake.optimizer) or Progress(0, 0)
@@ -84,7 +89,7 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
             _check_base(bake)
         _write_run(run, checked, lock)  # only now: what cannot be prepared must not stand in the way of the next try
         try:
-            steps = _Session(checked, bake, run, events, stop, prompts).go_on(progress)
+            steps = _Session(checked, bake, run, events, stop, prompts, infotext_extra(reading)).go_on(progress)
         except UserError as error:
             raise RunStopped(
                 f"{error} What was saved before is intact: once this is mended, the same command continues."
@@ -127,8 +132,10 @@ class _Session:
         events: Events,
         stop: Callable[[], bool],
         prompts: Sequence[Prompt],
+        extra: Mapping[str, str],
     ) -> None:
         self._checked, self._bake, self._run, self._stop, self._prompts = checked, bake, run, stop, prompts
+        self._extra = extra
         self._saves_every = checked.recipe.save.every.steps(bake.steps_per_epoch)
         self._state_due = 0.0
         self._listeners = events
@@ -180,7 +187,7 @@ class _Session:
             images = draw(self._bake.model, self._prompts)
             for index, (image, prompt) in enumerate(zip(images, self._prompts, strict=True)):
                 path = self._run.samples / f"step{step:08d}_{index:02d}.png"
-                save_png(image, path, write(Infotext(prompt, self._checked.facts.name)))
+                save_png(image, path, write(Infotext(prompt, self._checked.facts.name, extra=self._extra)))
         except (LorabakeError, RuntimeError) as error:  # a full disk or memory: the LoRA matters more than its samples
             self._listeners.emit("samples_failed", step=step, reason=str(error))
         else:

@@ -62,6 +62,7 @@ def test_facts(folder: Path, theirs: Any) -> None:
     assert (facts.pixel_step, facts.latent_scale, facts.latent_channels) == (4, 2, 4)
     assert (facts.base_version, facts.architecture) == ("flux1", "flux-1-dev" if dev else "flux-1-schnell")
     assert facts.small
+    assert (facts.usual_cfg, facts.usual_guidance) == (1.0, 3.5 if dev else None)
 
 
 def test_tokens_are_the_pipelines(model: Model, theirs: Any) -> None:
@@ -87,16 +88,19 @@ def test_text_is_what_the_pipeline_encodes(model: Model, theirs: Any) -> None:
 
 def test_t5s_length_can_be_set(folder: Path) -> None:
     assert load_model(folder, t5_tokens=7).tokenize(["a girl"])["text_encoder_2"].tolist() == [[3, 4, 1, 0, 0, 0, 0]]
-    with pytest.raises(UserError, match="t5_tokens is 0"):
-        load_model(folder, t5_tokens=0)
+    for wrong in (0, 513):
+        with pytest.raises(UserError, match=f"t5_tokens is {wrong}"):
+            load_model(folder, t5_tokens=wrong)
 
 
 def test_what_t5_sees_of_captions(folder: Path, theirs: Any) -> None:
     room = 511 if theirs.transformer.config.guidance_embeds else 255
-    (reader,) = caption_readers(inspect_model(folder), 75).values()
+    (reader,) = caption_readers(inspect_model(folder)).values()
     fits, cut = reader([CAPTIONS[0], CAPTIONS[3]])
     assert (fits.room, fits.lost) == (room, "")
     assert cut.tokens == 4 * 200 and cut.windows == 1 and len(cut.kept.split()) < 3 * 200 and cut.lost
+    (reader,) = caption_readers(inspect_model(folder), {"t5_tokens": 40}).values()
+    assert reader([CAPTIONS[3]])[0].room == 39
 
 
 @torch.no_grad()
@@ -218,7 +222,8 @@ def test_a_lora_file_means_the_same_in_diffusers(folder: Path, theirs: Any, tmp_
 def test_pictures_are_the_pipelines(model: Model, theirs: Any) -> None:
     length = 512 if theirs.transformer.config.guidance_embeds else 256
     for width, height in ((16, 16), (24, 16)):
-        prompt = Prompt("a red girl, beach", width=width, height=height, steps=4, seed=7, cfg=1.0, guidance=2.5)
+        told = 2.5 if model.facts.usual_guidance else None
+        prompt = Prompt("a red girl, beach", width=width, height=height, steps=4, seed=7, guidance=told)
         (given,) = draw(model, [prompt])
         settings = {"num_inference_steps": 4, "guidance_scale": 2.5, "max_sequence_length": length}
         generator = torch.Generator().manual_seed(7)

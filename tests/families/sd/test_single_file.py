@@ -171,6 +171,26 @@ def test_a_text_encoder_from_elsewhere(either: Any, written: Write, tmp_path: Pa
         same(loaded(base, text_encoders=[place]), whole)
 
 
+def test_a_unet_whose_names_have_nothing_before_them(either: Any, written: Write, tmp_path: Path) -> None:
+    bare = {key.removeprefix(UNET): t for key, t in either.checkpoint.items() if key.startswith(UNET)}
+    unet = written({**bare, "ztsnr": torch.zeros(0)}, "unet.safetensors")
+    refused(unet, "text encoder", "text_encoders =", "VAE", "vae =", "2 problems")
+    either.text_encoder.save_pretrained(tmp_path / "text")
+    either.vae.save_pretrained(tmp_path / "vae")
+    whole = written(either.checkpoint, "whole.safetensors")
+    joined = loaded(unet, text_encoders=[tmp_path / "text"], vae=tmp_path / "vae")
+    same(joined, loaded(whole))
+    assert joined.facts.notes == inspect_model(whole).notes, "its norms tell as much"
+
+
+def test_a_unet_without_its_end_is_none(sd1: Any, written: Write) -> None:
+    """As a ControlNet is, whose names are like these."""
+    bare = {key.removeprefix(UNET): t for key, t in sd1.checkpoint.items() if key.startswith(UNET)}
+    refused(
+        written({key: t for key, t in bare.items() if not key.startswith("out.")}), "of a kind that is not supported"
+    )
+
+
 def test_saved_as_a_folder_it_is_the_same_model(either: Any, written: Write, tmp_path: Path) -> None:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 

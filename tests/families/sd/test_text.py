@@ -113,7 +113,7 @@ def test_what_cannot_be() -> None:
 def test_readers_see_what_the_model_sees() -> None:
     """The report without weights counts with the tokens that the model is given."""
     model, facts = load_model("pocket", max_tokens=150), inspect_model("pocket")
-    (part,) = readers = caption_readers(facts, 150)
+    (part,) = readers = caption_readers(facts, {"max_tokens": 150})
     for caption, reading in zip(CAPTIONS, readers[part](CAPTIONS), strict=True):
         whole, kept = (model.tokenize([text])[part] for text in (caption, reading.kept))
         assert torch.equal(whole, kept) and reading.room == 150

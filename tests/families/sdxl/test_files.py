@@ -144,6 +144,22 @@ def test_parts_from_elsewhere(folder: Path, checkpoint: Path, tmp_path: Path) ->
         recognise(ModelSource(checkpoint, text_encoders=encoders[:1]))
 
 
+def test_a_unet_whose_names_have_nothing_before_them(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    prefix = "model.diffusion_model."
+    inside = {name: tensor for name, tensor in load_file(checkpoint).items() if name.startswith(prefix)}
+    bare = {name.removeprefix(prefix): tensor for name, tensor in inside.items()}
+    save_file({**bare, "v_pred": torch.zeros(1)}, tmp_path / "unet.safetensors")
+    with pytest.raises(Problems) as caught:
+        inspect_model(tmp_path / "unet.safetensors")
+    assert [problem.where for problem in caught.value.problems] == ["text encoder 1", "text encoder 2", "VAE"]
+    assert all("Give " in problem.what for problem in caught.value.problems)
+    facts = inspect_model(
+        tmp_path / "unet.safetensors", folder / "vae", [folder / "text_encoder", folder / "text_encoder_2"]
+    )
+    assert (facts.family, facts.prediction) == ("sdxl", "v")
+    assert same_weights(load_model(folder), load_model(facts))
+
+
 def test_other_models_are_left_to_others(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet/config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
@@ -213,7 +229,7 @@ def test_a_refiner_is_refused(checkpoint: Path, tmp_path: Path) -> None:
 def test_readers_see_what_each_encoder_does(folder: Path) -> None:
     facts = inspect_model(folder)
     assert family_card(facts).text_options == {"max_tokens"}, "clip_skip does nothing here, and recipes say so"
-    readers = caption_readers(facts, 150)
+    readers = caption_readers(facts, {"max_tokens": 150})
     assert list(readers) == ["text_encoder", "text_encoder_2"]
     for reader in readers.values():
         (reading,) = reader(["red hair, " * 60])

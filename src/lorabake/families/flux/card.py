@@ -6,35 +6,41 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lorabake.base.errors import Problem, Problems, UserError
+from lorabake.base.errors import Problem, Problems
 from lorabake.base.files import quick_digest
 from lorabake.families.networks.clip_vocabulary import clip_tokenizer
 from lorabake.families.networks.components import (
     Component,
+    check_vocabulary,
     clip_in,
     files_of,
     find_clip,
+    find_t5,
     find_vae,
     folder_part,
     folder_problems,
+    given_encoders,
     read_json,
+    t5_in,
     vae_in,
-    weights_file,
 )
 from lorabake.families.networks.config import ClipConfig, VaeConfig
 from lorabake.families.networks.dit_config import FluxConfig, T5Config
-from lorabake.families.networks.flux_layout import flux_diffusers, flux_own, flux_own_config, t5_config, t5_encoder
+from lorabake.families.networks.flow_schedule import shift_of
+from lorabake.families.networks.flux_layout import flux_diffusers, flux_own, flux_own_config
 from lorabake.families.networks.layouts import classic_clip, diffusers_vae
 from lorabake.families.networks.t5_tokenizer import FILES, T5Tokenizer
 from lorabake.families.networks.tokenizer import ClipTokenizer
-from lorabake.families.networks.weights import Weights, open_weights, shards
-from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Reader
+from lorabake.families.networks.weights import open_weights, shards
+from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Reader, TextOptions
 
 _RESOLUTION, _PATCH = 1024, 2
 SCALE, SHIFT = 0.3611, 0.1159
 """Of Flux's latents, (z − shift) · scale, which single files do not say."""
+GUIDANCE = 3.5
+"""What dev is told where nobody says: what Flux's own tools draw with."""
 _DEV: Mapping[str, Any] = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "base_image_seq_len": 256,
@@ -57,7 +63,6 @@ _SIGNS = (
 )
 """Tensors that tell Flux.1 from others of its make (Chroma, Flux.2, HunyuanImage)."""
 _CLIP_INSIDE, _T5_INSIDE = "text_encoders.clip_l.transformer.", "text_encoders.t5xxl.transformer."
-_T5_SIGN = "encoder.block.0.layer.0.SelfAttention.q.weight"
 _ADVICE = "Only whole Flux.1 text-to-image models can be trained."
 _GIVE = 'Give {} apart: text_encoders = ["CLIP_L.safetensors", "T5XXL.safetensors", "TOKENIZER_2"] in [model].'
 
@@ -90,22 +95,9 @@ class FluxParts:
         """
         clip = ClipTokenizer.from_folder(self.tokenizer_folder) if self.tokenizer_folder else clip_tokenizer()
         t5 = T5Tokenizer.from_path(self.tokenizer_2)
-        for tokenizer, encoder in ((clip, self.text_encoder), (t5, self.text_encoder_2)):
-            if tokenizer.size > (most := encoder.config.vocab_size):
-                raise UserError(
-                    f"{encoder.weights.subject}: the tokenizer has {tokenizer.size} tokens, the text encoder only {most}. "
-                    "They are of different models."
-                )
+        check_vocabulary(clip.size, self.text_encoder)
+        check_vocabulary(t5.size, self.text_encoder_2)
         return clip, t5
-
-
-@dataclass(slots=True)
-class _Given:
-    """What ``text_encoders`` names, told apart by what it is."""
-
-    clip: Path | None = None
-    t5: Path | None = None
-    tokenizer: Path | None = None
 
 
 def parts_of(source: ModelSource) -> FluxParts | None:
@@ -124,10 +116,11 @@ def _in_folder(source: ModelSource) -> FluxParts | None:
     folder, sizes = source.base, source.base / "transformer" / "config.json"
     if not sizes.is_file() or (values := read_json(sizes)).get("_class_name") != "FluxTransformer2DModel":
         return None
-    given = _given(source)
+    given = given_encoders(source, "Flux.1", clips=1)
+    clip = next(iter(given.clips), None)
     own = ["transformer"] + [
         name
-        for name, path in (("text_encoder", given.clip), ("text_encoder_2", given.t5), ("vae", source.vae))
+        for name, path in (("text_encoder", clip), ("text_encoder_2", given.t5), ("vae", source.vae))
         if path is None
     ]
     if problems := folder_problems(folder, own, ["tokenizer", *([] if given.tokenizer else ["tokenizer_2"])]):
@@ -135,10 +128,10 @@ def _in_folder(source: ModelSource) -> FluxParts | None:
     rename = flux_diffusers(FluxConfig.from_json(values, str(sizes)))
     return FluxParts(
         transformer=folder_part(folder / "transformer", FluxConfig.from_json, rename),
-        text_encoder=find_clip(given.clip)
-        if given.clip
+        text_encoder=find_clip(clip)
+        if clip
         else folder_part(folder / "text_encoder", ClipConfig.from_json, classic_clip()),
-        text_encoder_2=_t5_at(given.t5 or folder / "text_encoder_2"),
+        text_encoder_2=find_t5(given.t5 or folder / "text_encoder_2"),
         vae=find_vae(source.vae, SCALE, SHIFT)
         if source.vae
         else folder_part(folder / "vae", VaeConfig.from_json, diffusers_vae),
@@ -155,9 +148,9 @@ def _in_file(source: ModelSource) -> FluxParts | None:
         return None
     inside = weights.under(prefix)
     config = flux_own_config(inside)
-    given = _given(source)
-    clip = find_clip(given.clip) if given.clip else clip_in(weights.under(_CLIP_INSIDE))
-    t5 = _t5_at(given.t5) if given.t5 else _t5_in(weights.under(_T5_INSIDE))
+    given = given_encoders(source, "Flux.1", clips=1)
+    clip = find_clip(given.clips[0]) if given.clips else clip_in(weights.under(_CLIP_INSIDE))
+    t5 = find_t5(given.t5) if given.t5 else t5_in(weights.under(_T5_INSIDE))
     vae = find_vae(source.vae, SCALE, SHIFT) if source.vae else vae_in(weights, SCALE, SHIFT)
     if clip is None or t5 is None or vae is None or given.tokenizer is None:
         raise Problems(str(source.base), list(_missing(clip, t5, vae, given.tokenizer)), _ADVICE)
@@ -175,51 +168,6 @@ def _missing(clip: object, t5: object, vae: object, tokenizer: object) -> Iterat
         yield Problem("T5's tokenizer", f"{what} {_GIVE.format('its path')}")
     if vae is None:
         yield Problem("VAE", 'is not in the file. Give it apart: vae = "AE.safetensors" in [model].')
-
-
-def _given(source: ModelSource) -> _Given:
-    """The paths in ``text_encoders``, in any order. A T5's folder may hold its tokenizer too.
-
-    Raises:
-        UserError: two of a kind, or something else.
-    """
-    found = _Given()
-    for path in source.text_encoders:
-        kind = _kind(path)
-        if kind is None:
-            raise UserError(
-                f"{path} is none of what Flux.1 reads captions with: a CLIP-L or T5-XXL text encoder, or T5's {' or '.join(FILES)}."
-            )
-        if (other := getattr(found, kind)) is not None:
-            raise UserError(f"text_encoders names two of a kind ({kind}): {other} and {path}. Give one.")
-        setattr(found, kind, path)
-    if found.tokenizer is None and found.t5 is not None and any((found.t5 / name).is_file() for name in FILES):
-        found.tokenizer = found.t5
-    return found
-
-
-def _kind(path: Path) -> Literal["clip", "t5", "tokenizer"] | None:
-    if path.suffix in (".json", ".model"):
-        return "tokenizer"
-    if path.is_file():
-        weights = open_weights(*shards(path))
-        return "t5" if _T5_SIGN in weights else "clip" if clip_in(weights) else None
-    if weights_file(path):
-        return "t5" if read_json(path / "config.json").get("model_type") == "t5" else "clip"
-    return "tokenizer" if any((path / name).is_file() for name in FILES) else None
-
-
-def _t5_at(path: Path) -> Component[T5Config]:
-    if path.is_dir():
-        part = folder_part(path, T5Config.from_json, lambda name: ())
-        return Component(part.config, part.weights, t5_encoder(part.weights), part.json)
-    found = _t5_in(open_weights(*shards(path)))
-    assert found is not None, f"{path} was found to be T5"
-    return found
-
-
-def _t5_in(weights: Weights) -> Component[T5Config] | None:
-    return Component(t5_config(weights), weights, t5_encoder(weights)) if _T5_SIGN in weights else None
 
 
 def _misfits(parts: FluxParts, source: ModelSource) -> Iterator[Problem]:
@@ -263,12 +211,16 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         architecture="flux-1-dev" if config.guidance else "flux-1-schnell",
         digest=quick_digest(files_of(source)),
         small=config.channels < 256,
+        shift=shift_of(parts.scheduler, str(source.base)),
+        usual_cfg=1.0,
+        usual_guidance=GUIDANCE if config.guidance else None,
+        usual_t5_tokens=parts.t5_tokens,
         vae=source.vae,
         text_encoders=source.text_encoders,
     )
 
 
-def readers(facts: ModelFacts, max_tokens: int) -> dict[Part, Reader]:
+def readers(facts: ModelFacts, options: TextOptions) -> dict[Part, Reader]:
     """What T5 sees of captions. CLIP's part in it is one vector for the whole caption, from its first 75 tokens.
 
     Raises:
@@ -277,7 +229,7 @@ def readers(facts: ModelFacts, max_tokens: int) -> dict[Part, Reader]:
     parts = parts_of(facts.source)
     assert parts is not None, f"{facts.path} was recognised before"
     _, t5 = parts.tokenizers()
-    return {"text_encoder_2": functools.partial(t5.read, length=parts.t5_tokens)}
+    return {"text_encoder_2": functools.partial(t5.read, length=options.get("t5_tokens") or parts.t5_tokens)}
 
 
 CARD = FamilyCard(
@@ -286,5 +238,6 @@ CARD = FamilyCard(
     summary="Flux.1 dev and schnell, any size: a diffusion transformer, a CLIP and a T5 text encoder.",
     code="lorabake.families.flux.model:FluxModel",
     recognise=recognise,
+    text_options=frozenset({"t5_tokens"}),
     readers=readers,
 )

@@ -19,10 +19,26 @@ from lorabake.families.networks.export import clip_json, copy_others, vae_json, 
 from lorabake.families.networks.flux import FluxTransformer
 from lorabake.families.networks.flux_layout import diffusers_pieces, flux_json, t5_json
 from lorabake.families.networks.latent_model import LatentModel, loaded
+from lorabake.families.networks.pieces import diffusers_state
 from lorabake.families.networks.t5 import T5Encoder
-from lorabake.protocols.family import Conditioning, Framing, Layer, LayerGroup, ModelFacts, Part, Tokens
+from lorabake.protocols.family import (
+    MOST_T5_TOKENS,
+    Alias,
+    Conditioning,
+    Framing,
+    Layer,
+    LayerGroup,
+    ModelFacts,
+    Part,
+    Tokens,
+)
 
 _PREFIX: dict[Part, str] = {"denoiser": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te3"}
+_DIFFUSERS_PREFIX: dict[Part, str] = {
+    "denoiser": "lora_transformer",
+    "text_encoder": "lora_te",
+    "text_encoder_2": "lora_te2",
+}
 _BLOCKS = ("double_blocks.", "single_blocks.")
 _GUIDANCE = 1.0
 _MODEL_INDEX: Mapping[str, Any] = {
@@ -46,7 +62,7 @@ class FluxModel(LatentModel):
         facts: what :func:`lorabake.families.inspect_model` said of it.
         dtype: of the frozen weights and activations; not float16, in which T5 overflows.
         device: where to load it, straight from the file.
-        t5_tokens: tokens of a caption that T5 reads, with its end; None is what the model was trained with.
+        t5_tokens: tokens of a caption that T5 reads, with its end, 512 at most; None is what the model was trained with.
     """
 
     betas_T = None
@@ -61,9 +77,9 @@ class FluxModel(LatentModel):
     ) -> None:
         if dtype == torch.float16:
             raise UserError(f"{facts.name} cannot run in float16: its text encoder overflows. Use bfloat16 or float32.")
-        if t5_tokens is not None and t5_tokens < 1:
+        if t5_tokens is not None and not 1 <= t5_tokens <= MOST_T5_TOKENS:
             raise UserError(
-                f"t5_tokens is {t5_tokens}; give 1 or more, 512 at most for what the model was trained with."
+                f"t5_tokens is {t5_tokens}; give 1 to {MOST_T5_TOKENS}, the most that any was trained with."
             )
         parts = parts_of(facts.source)
         assert parts is not None, f"{facts.path} was recognised before"
@@ -148,24 +164,26 @@ def flux_layers(part: Part, root: nn.Module) -> Iterator[Layer]:
     """Every Linear of a part.
 
     T5's count as ``other``, which network types leave alone: hardly any client loads changes to it, and no trainer makes them
-    unless told.
+    unless told. diffusers' files have other names, and several for a product that is several layers there.
     """
+    pieces: dict[str, list[Alias]] = {}
+    if isinstance(root, FluxTransformer):
+        for piece in diffusers_pieces(root.config):
+            alias = Alias(_key(_DIFFUSERS_PREFIX[part], piece.theirs), piece.our_rows, piece.their_rows)
+            pieces.setdefault(piece.ours, []).append(alias)
     for path, module in root.named_modules():
         if isinstance(module, nn.Linear):
-            yield Layer(part, path, module, _group(part, path), f"{_PREFIX[part]}_{path.replace('.', '_')}")
+            aliases = tuple(pieces[path]) if pieces else (Alias(_key(_DIFFUSERS_PREFIX[part], path)),)
+            yield Layer(part, path, module, _group(part, path), _key(_PREFIX[part], path), aliases)
 
 
 def diffusers_tensors(state: Mapping[str, Tensor], config: FluxConfig) -> dict[str, Tensor]:
     """The denoiser's tensors under diffusers' names, none sharing memory with another."""
-    rows: dict[str, list[tuple[int, Tensor]]] = {}
-    for piece in diffusers_pieces(config):
-        for kind in ("weight", "bias"):
-            if (ours := state.get(f"{piece.ours}.{kind}")) is not None:
-                part = ours[slice(*piece.our_rows)] if piece.our_rows else ours
-                rows.setdefault(f"{piece.theirs}.{kind}", []).append(((piece.their_rows or (0, 0))[0], part))
-    return {
-        name: torch.cat([part for _, part in sorted(found, key=lambda row: row[0])]) for name, found in rows.items()
-    }
+    return diffusers_state(state, diffusers_pieces(config))
+
+
+def _key(prefix: str, path: str) -> str:
+    return f"{prefix}_{path.replace('.', '_')}"
 
 
 def _group(part: Part, path: str) -> LayerGroup:

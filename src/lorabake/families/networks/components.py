@@ -10,10 +10,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from lorabake.base.errors import Problem, UserError
 from lorabake.families.networks.config import ClipConfig, UNetConfig, VaeConfig
+from lorabake.families.networks.dit_config import T5Config
+from lorabake.families.networks.flux_layout import t5_config, t5_encoder
 from lorabake.families.networks.layouts import Rename, classic_clip, diffusers_vae, ldm_unet, ldm_vae, open_clip
 from lorabake.families.networks.sizes import (
     classic_clip_config,
@@ -22,14 +24,21 @@ from lorabake.families.networks.sizes import (
     open_clip_config,
     vae_config,
 )
+from lorabake.families.networks.t5_tokenizer import FILES
 from lorabake.families.networks.weights import PICKLES, SHARD, Weights, open_weights, shards
 from lorabake.protocols.family import ModelSource
 
-LDM_UNET = "model.diffusion_model."
+_LDM_UNET = "model.diffusion_model."
 """What the U-Net's names begin with in single files."""
+_BARE_UNET = ("input_blocks.0.0.weight", "out.2.weight")
+"""Tensors that tell a U-Net in a file of its own, without that prefix."""
+_UNET_TENSORS = ("input_blocks.", "middle_block.", "output_blocks.", "out.", "time_embed.", "label_emb.")
 _VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 _VAE_TENSORS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _CLIP_PREFIXES = ("cond_stage_model.transformer.", "cond_stage_model.model.", "")
+_T5_SIGN = "encoder.block.0.layer.0.SelfAttention.q.weight"
+_TOKENIZER_FILES = (".json", ".model")
+_COUNTS = {1: "two", 2: "three"}
 _LARGEST_JSON = 1 << 20
 _MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -47,8 +56,19 @@ class Component(Generic[_C]):
     """What its ``config.json`` holds; None where it came without one."""
 
 
+def ldm_unet_tensors(weights: Weights) -> Weights:
+    """A U-Net's own tensors in a single file, or in a file of its own where nothing stands before their names; none if there is none."""
+    inside = weights.under(_LDM_UNET)
+    if inside or not all(sign in weights for sign in _BARE_UNET):
+        return inside
+    bare = {
+        name: entry for name, entry in weights.items() if name.startswith(_UNET_TENSORS)
+    }  # beside markers such as v_pred
+    return Weights(weights.files, bare, weights.metadata)
+
+
 def ldm_unet_in(weights: Weights, heads: int | None = None) -> Component[UNetConfig]:
-    """The U-Net of a single file (SD1.x, SD2.x, SDXL).
+    """The U-Net of a single file (SD1.x, SD2.x, SDXL), or in a file of its own.
 
     Args:
         weights: all of the file.
@@ -57,7 +77,7 @@ def ldm_unet_in(weights: Weights, heads: int | None = None) -> Component[UNetCon
     Raises:
         UserError: its tensors are not whole.
     """
-    inside = weights.under(LDM_UNET)
+    inside = ldm_unet_tensors(weights)
     config = ldm_unet_config(inside, heads)
     return Component(config, inside, ldm_unet(config).rename())
 
@@ -138,6 +158,91 @@ def find_clip(path: Path, *, skipped: int = 0, projection: bool = False, half: b
     if found is None:
         raise UserError(f"{path} holds no CLIP text encoder: no 'token_embedding.weight' and what belongs to it.")
     return found
+
+
+def t5_in(weights: Weights) -> Component[T5Config] | None:
+    """A T5 encoder, with or without the decoder. None if there is none.
+
+    Raises:
+        UserError: its tensors are not whole.
+    """
+    return Component(t5_config(weights), weights, t5_encoder(weights)) if _T5_SIGN in weights else None
+
+
+def find_t5(path: Path) -> Component[T5Config]:
+    """The T5 encoder at ``path``, a file or a folder with its ``config.json``.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_dir():
+        part = folder_part(path, T5Config.from_json, lambda name: ())
+        return Component(part.config, part.weights, t5_encoder(part.weights), part.json)
+    found = t5_in(open_weights(*shards(path)))
+    if found is None:
+        raise UserError(f"{path} holds no T5 text encoder: no '{_T5_SIGN}'.")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The paths in ``text_encoders``, told apart by what they are."""
+
+    clips: tuple[Path, ...] = ()
+    t5: Path | None = None
+    tokenizer: Path | None = None
+    """T5's, which no single file holds. A T5's folder may be its tokenizer's too."""
+
+
+def given_encoders(source: ModelSource, model: str, clips: int) -> Given:
+    """What ``source.text_encoders`` names, in any order.
+
+    Args:
+        source: where the model is.
+        model: its kind, for messages.
+        clips: CLIP text encoders it has, beside one T5.
+
+    Raises:
+        UserError: more of a kind than the model has, or something else.
+    """
+    found: dict[str, list[Path]] = {"clip": [], "t5": [], "tokenizer": []}
+    for path in source.text_encoders:
+        kind = _kind(path)
+        if kind is None:
+            raise UserError(
+                f"{path} is none of what {model} reads captions with: a CLIP or T5-XXL text encoder, or T5's {' or '.join(FILES)}."
+            )
+        found[kind].append(path)
+        if len(found[kind]) > (most := clips if kind == "clip" else 1):
+            named = " and ".join(map(str, found[kind]))
+            raise UserError(f"text_encoders names {_COUNTS[most]} of a kind ({kind}): {named}. Give {most}.")
+    t5, tokenizer = next(iter(found["t5"]), None), next(iter(found["tokenizer"]), None)
+    if tokenizer is None and t5 is not None and any((t5 / name).is_file() for name in FILES):
+        tokenizer = t5
+    return Given(tuple(found["clip"]), t5, tokenizer)
+
+
+def _kind(path: Path) -> Literal["clip", "t5", "tokenizer"] | None:
+    if path.suffix in _TOKENIZER_FILES:
+        return "tokenizer"
+    if path.is_file():
+        weights = open_weights(*shards(path))
+        return "t5" if _T5_SIGN in weights else "clip" if clip_in(weights) else None
+    if weights_file(path):
+        return "t5" if read_json(path / "config.json").get("model_type") == "t5" else "clip"
+    return "tokenizer" if any((path / name).is_file() for name in FILES) else None
+
+
+def check_vocabulary(tokens: int, encoder: Component[ClipConfig] | Component[T5Config]) -> None:
+    """Whether a text encoder knows all ``tokens`` of its tokenizer.
+
+    Raises:
+        UserError: it does not.
+    """
+    if tokens > (most := encoder.config.vocab_size):
+        raise UserError(
+            f"{encoder.weights.subject}: the tokenizer has {tokens} tokens, the text encoder only {most}. They are of different models."
+        )
 
 
 def folder_part(

@@ -119,7 +119,7 @@ class UNetConfig:
         Raises:
             Problems: every value that is malformed, or asks for arithmetic that these U-Nets do not have.
         """
-        read = _Reader(values, where)
+        read = ConfigReader(values, where)
         read.fixed(_UNET_FIXED)
         channels = read.sizes("block_out_channels", (320, 640, 1280, 1280), None)
         count = len(channels)
@@ -172,7 +172,7 @@ class ClipConfig:
         Raises:
             Problems: every value that is malformed or unknown to this network.
         """
-        read = _Reader(values, where)
+        read = ConfigReader(values, where)
         read.fixed(_CLIP_FIXED)
         config = cls(
             vocab_size=read.whole("vocab_size", 49408, high=1 << 20),
@@ -222,7 +222,7 @@ class VaeConfig:
         Raises:
             Problems: every value that is malformed or unknown to this network.
         """
-        read = _Reader(values, where)
+        read = ConfigReader(values, where)
         read.fixed(_VAE_FIXED)
         channels = read.sizes("block_out_channels", (64,), None)
         count = len(channels)
@@ -247,10 +247,24 @@ class VaeConfig:
         return config
 
 
-class _Reader:
-    """Reads a JSON object value by value, remembers what was asked for, and collects everything wrong."""
+class ConfigReader:
+    """Reads a network's ``config.json`` value by value, remembers what was asked for, and collects everything wrong.
+
+    Each method answers with the default where the value is wrong, so that one reading finds all problems; :meth:`finish` then raises
+    them. Nothing that was read may be used before.
+
+    Attributes:
+        values: the parsed file.
+        where: what to name in messages.
+        problems: found so far.
+        asked: settings that were read, or may be there.
+    """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        """
+        Raises:
+            UserError: ``values`` is no JSON object.
+        """
         if not isinstance(values, Mapping):
             raise UserError(f"{where} holds a {type(values).__name__}; a JSON object of settings was expected.")
         self.values, self.where = values, where
@@ -338,7 +352,15 @@ class _Reader:
         )
 
     def finish(self, harmless: frozenset[str] | None, kind: str = "Stable Diffusion 1.x, 2.x or XL") -> None:
-        """Refuse settings nobody asked for, unless they are switched off; ``harmless`` None means any may be there."""
+        """Refuse settings nobody asked for, unless they are switched off.
+
+        Args:
+            harmless: settings that may be there and change nothing here; None means any may be.
+            kind: what the network should be, for the message.
+
+        Raises:
+            Problems: anything was wrong.
+        """
         if harmless is not None:
             for key in sorted(self.values.keys() - self.asked - harmless):
                 if not key.startswith("_") and self.values[key] not in (None, False):
@@ -347,7 +369,7 @@ class _Reader:
             raise Problems(self.where, self.problems, f"It is not a {kind} network, or its file is damaged.")
 
 
-def _micro_conditioning(read: _Reader) -> dict[str, int]:
+def _micro_conditioning(read: ConfigReader) -> dict[str, int]:
     """Widths of what SDXL is told besides the text's tokens; nothing for networks that are told nothing."""
     if read.values.get("addition_embed_type") != "text_time":
         return {}
@@ -358,7 +380,7 @@ def _micro_conditioning(read: _Reader) -> dict[str, int]:
     return {"micro_channels": width, "size_channels": each}
 
 
-def _end_id(read: _Reader) -> int | None:
+def _end_id(read: ConfigReader) -> int | None:
     """The end token's id. 2 is what old files say of every model, wrongly: then it is the highest id, as it is in CLIP's vocabulary."""
     given = read.whole("eos_token_id", 49407, high=1 << 20)
     return given if given != 2 else None

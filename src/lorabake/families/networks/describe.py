@@ -15,7 +15,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (r"^control_model\.|^controlnet_", "it is a ControlNet, which goes beside a base model. Give the base model."),
     (r"^(emb_params|string_to_param)", "it is an embedding (textual inversion). Give a base model."),
     (r"(^|\.)(double_blocks|single_transformer_blocks)\.\d", "it is a Flux model, of a kind that is not supported."),
-    (r"(^|\.)joint_blocks\.\d", "it is a Stable Diffusion 3 model, which is not supported."),
+    (r"(^|\.)joint_blocks\.\d", "it is a Stable Diffusion 3 model, of a kind that is not supported."),
     (r"^conditioner\.embedders\.", "it is an SDXL model of a kind that is not supported, such as a refiner."),
     (r"^model_ema\.", "it holds averaged (EMA) weights only. Get the file with the plain weights."),
     (r"(^|\.)input_blocks\.0\.0\.weight$", "it holds a U-Net of a kind that is not supported, or under unusual names."),

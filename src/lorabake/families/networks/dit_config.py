@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lorabake.families.networks.config import _Reader
+from lorabake.families.networks.config import ConfigReader
 
 _FLUX_FIXED: Mapping[str, tuple[Any, ...]] = {
     "_class_name": ("FluxTransformer2DModel",),
     "patch_size": (1,),
+}
+_SD3_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "_class_name": ("SD3Transformer2DModel",),
+    "patch_size": (2,),
+    "qk_norm": (None, "rms_norm"),
 }
 _T5_FIXED: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("t5",),
@@ -46,7 +51,7 @@ class FluxConfig:
         Raises:
             Problems: every value that is malformed, or asks for arithmetic that this network does not have.
         """
-        read = _Reader(values, where)
+        read = ConfigReader(values, where)
         read.fixed(_FLUX_FIXED)
         config = cls(
             token_channels=read.whole("in_channels", 64),
@@ -73,6 +78,60 @@ class FluxConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SD3Config:
+    """Sizes of the denoiser of Stable Diffusion 3 and 3.5. Its tokens are 2 × 2 latent cells."""
+
+    latent_channels: int = 16
+    blocks: int = 24
+    heads: int = 24
+    head_channels: int = 64
+    text_channels: int = 4096
+    pooled_channels: int = 2048
+    places: int = 192
+    """Tokens along each side of the table of positions, of which a smaller picture gets the middle."""
+    qk_norm: bool = False
+    """Queries and keys are normed: in 3.5."""
+    dual: tuple[int, ...] = ()
+    """Blocks in which the picture also attends to itself alone: the first half of 3.5 medium's."""
+
+    @property
+    def channels(self) -> int:
+        """Width of the network."""
+        return self.heads * self.head_channels
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str = "transformer/config.json") -> SD3Config:
+        """Sizes from the parsed file.
+
+        Raises:
+            Problems: every value that is malformed, or asks for arithmetic that this network does not have.
+        """
+        read = ConfigReader(values, where)
+        read.fixed(_SD3_FIXED)
+        config = cls(
+            latent_channels=read.whole("in_channels", 16),
+            blocks=read.whole("num_layers", 18, high=256),
+            heads=read.whole("num_attention_heads", 18, high=256),
+            head_channels=read.whole("attention_head_dim", 64, high=1024),
+            text_channels=read.whole("joint_attention_dim", 4096),
+            pooled_channels=read.whole("pooled_projection_dim", 2048),
+            places=read.whole("pos_embed_max_size", 96, high=4096),
+            qk_norm=values.get("qk_norm") is not None,
+        )
+        read.asked |= {"out_channels", "dual_attention_layers"}
+        if (out := values.get("out_channels", config.latent_channels)) not in (None, config.latent_channels):
+            read.wrong("out_channels", out, f"{config.latent_channels}, as many as in_channels")
+        if (width := read.whole("caption_projection_dim", 1152)) != config.channels:
+            read.wrong("caption_projection_dim", width, f"{config.channels}, the heads' channels together")
+        dual = values.get("dual_attention_layers") or ()
+        if not isinstance(dual, list | tuple) or any(block not in range(config.blocks) for block in dual):
+            read.wrong("dual_attention_layers", dual, f"a list of blocks, 0 to {config.blocks - 1}")
+            dual = ()
+        read.finish(frozenset({"sample_size"}), "Stable Diffusion 3")
+        return replace(config, dual=tuple(dual))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class T5Config:
     """Sizes of the T5 text encoder (version 1.1)."""
 
@@ -95,7 +154,7 @@ class T5Config:
         Raises:
             Problems: every value that is malformed, or asks for arithmetic that this network does not have.
         """
-        read = _Reader(values, where)
+        read = ConfigReader(values, where)
         read.fixed(_T5_FIXED)
         config = cls(
             vocab_size=read.whole("vocab_size", 32128, high=1 << 20),

@@ -7,10 +7,11 @@ and values (and the MLP's first layer beside them) as layers of their own, and t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from lorabake.families.networks.dit_config import FluxConfig, T5Config
 from lorabake.families.networks.layouts import Rename, Target
+from lorabake.families.networks.pieces import Piece, pieces_rename, swapped
 from lorabake.families.networks.weights import Weights
 
 _AXES = (2, 7, 7)
@@ -60,24 +61,13 @@ _SWAPPED = ("final_layer.adaLN_modulation.1", "norm_out.linear")
 """Ours and diffusers', whose halves are the other way round."""
 
 
-class Piece(NamedTuple):
-    """Some rows of a module of ours, and the rows of diffusers' that they are; None is all of them."""
-
-    ours: str
-    theirs: str
-    our_rows: tuple[int, int] | None = None
-    their_rows: tuple[int, int] | None = None
-
-
 def diffusers_pieces(config: FluxConfig) -> Iterator[Piece]:
     """All modules with weights, in diffusers' layout."""
     channels = config.channels
     for ours, theirs in _AROUND.items():
         if config.guidance or not ours.startswith("guidance_in."):
             yield Piece(ours, theirs)
-    first, second = (0, channels), (channels, 2 * channels)
-    yield Piece(*_SWAPPED, first, second)
-    yield Piece(*_SWAPPED, second, first)
+    yield from swapped(*_SWAPPED, channels)
     blocks = (
         ("double_blocks", "transformer_blocks", config.double_blocks, _DOUBLE, _DOUBLE_JOINED),
         ("single_blocks", "single_transformer_blocks", config.single_blocks, _SINGLE, _SINGLE_JOINED),
@@ -94,18 +84,7 @@ def diffusers_pieces(config: FluxConfig) -> Iterator[Piece]:
 
 def flux_diffusers(config: FluxConfig) -> Rename:
     """The denoiser in diffusers' layout."""
-    table: dict[str, list[Piece]] = {}
-    for piece in diffusers_pieces(config):
-        table.setdefault(piece.theirs, []).append(piece)
-
-    def rename(name: str) -> tuple[Target, ...]:
-        path, _, kind = name.rpartition(".")
-        pieces = table.get(path)
-        if pieces is None:
-            return (Target(name),)
-        return tuple(Target(f"{piece.ours}.{kind}", piece.their_rows, into=piece.our_rows) for piece in pieces)
-
-    return rename
+    return pieces_rename(diffusers_pieces(config))
 
 
 def flux_own(name: str) -> tuple[Target, ...]:

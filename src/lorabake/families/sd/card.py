@@ -13,7 +13,6 @@ from lorabake.base.errors import Problem, Problems, UserError
 from lorabake.base.files import quick_digest
 from lorabake.families.networks.clip_vocabulary import OPEN_CLIP_PAD, SD1_PAD, clip_tokenizer
 from lorabake.families.networks.components import (
-    LDM_UNET,
     Component,
     clip_in,
     files_of,
@@ -22,15 +21,16 @@ from lorabake.families.networks.components import (
     folder_part,
     folder_problems,
     ldm_unet_in,
+    ldm_unet_tensors,
     read_json,
     vae_in,
 )
 from lorabake.families.networks.config import ClipConfig, UNetConfig, VaeConfig
 from lorabake.families.networks.layouts import same
 from lorabake.families.networks.predictions import NAMES, prediction_of, said_by, said_in_folder
-from lorabake.families.networks.tokenizer import ClipTokenizer, windows_for
+from lorabake.families.networks.tokenizer import WINDOW_TOKENS, ClipTokenizer, windows_for
 from lorabake.families.networks.weights import FLOATS, Weights, numbers, open_weights
-from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Prediction, Reader
+from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Prediction, Reader, TextOptions
 
 SCALE = 0.18215
 """Of SD's latents, which single files do not say."""
@@ -121,9 +121,10 @@ def parts_of(source: ModelSource, *, half: bool = False) -> SDParts | None:
 
 def _in_file(source: ModelSource) -> SDParts | None:
     weights = open_weights(source.base)
-    if f"{LDM_UNET}input_blocks.0.0.weight" not in weights or f"{LDM_UNET}label_emb.0.0.weight" in weights:
+    inside = ldm_unet_tensors(weights)
+    if "input_blocks.0.0.weight" not in inside or "label_emb.0.0.weight" in inside:
         return None
-    second = len(weights.shape(f"{LDM_UNET}middle_block.1.proj_in.weight")) == 2
+    second = len(inside.shape("middle_block.1.proj_in.weight")) == 2
     unet = ldm_unet_in(weights, None if second else _SD1_HEADS)
     if second:  # SD 2.1's scores leave the range of 16 bits, and 2.0's tensors look the same
         unet = dataclasses.replace(unet, config=dataclasses.replace(unet.config, exact_attention=True))
@@ -155,7 +156,7 @@ def _undeclared(weights: Weights) -> tuple[Prediction, str]:
 
     The rule is ComfyUI's, and only a sign: that is why the answer comes with a note. kohya's scripts take noise unless told.
     """
-    entry = weights.get(f"{LDM_UNET}{_TELLING_NORM}")
+    entry = ldm_unet_tensors(weights).get(_TELLING_NORM)
     spread = float(numbers(entry).std()) if entry and entry.dtype in FLOATS else None
     prediction: Prediction = "v" if spread is not None and spread > _V_SPREAD else "epsilon"
     sign = (
@@ -249,7 +250,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
     )
 
 
-def readers(facts: ModelFacts, max_tokens: int) -> dict[Part, Reader]:
+def readers(facts: ModelFacts, options: TextOptions) -> dict[Part, Reader]:
     """What the text encoder sees of captions.
 
     Raises:
@@ -257,7 +258,11 @@ def readers(facts: ModelFacts, max_tokens: int) -> dict[Part, Reader]:
     """
     parts = parts_of(facts.source)
     assert parts is not None, f"{facts.path} was recognised before"
-    return {"text_encoder": functools.partial(parts.tokenizer().read, windows=windows_for(max_tokens))}
+    return {
+        "text_encoder": functools.partial(
+            parts.tokenizer().read, windows=windows_for(options.get("max_tokens") or WINDOW_TOKENS)
+        )
+    }
 
 
 CARD = FamilyCard(

@@ -13,8 +13,8 @@ from lorabake.base.errors import Problem, Problems, UserError
 from lorabake.base.files import quick_digest
 from lorabake.families.networks.clip_vocabulary import OPEN_CLIP_PAD, SD1_PAD, clip_tokenizer
 from lorabake.families.networks.components import (
-    LDM_UNET,
     Component,
+    check_vocabulary,
     clip_in,
     files_of,
     find_clip,
@@ -22,15 +22,16 @@ from lorabake.families.networks.components import (
     folder_part,
     folder_problems,
     ldm_unet_in,
+    ldm_unet_tensors,
     read_json,
     vae_in,
 )
 from lorabake.families.networks.config import MICRO_SIZES, ClipConfig, UNetConfig, VaeConfig
 from lorabake.families.networks.layouts import classic_clip, diffusers_vae, same
 from lorabake.families.networks.predictions import NAMES, prediction_of, said_by, said_in_folder
-from lorabake.families.networks.tokenizer import ClipTokenizer, windows_for
+from lorabake.families.networks.tokenizer import WINDOW_TOKENS, ClipTokenizer, windows_for
 from lorabake.families.networks.weights import Weights, open_weights
-from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Reader
+from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Reader, TextOptions
 
 SCALE = 0.13025
 """Of SDXL's latents, which single files do not say."""
@@ -48,7 +49,7 @@ NOISE: Mapping[str, Any] = {
 """The noise schedule that SDXL was trained with, as ``scheduler_config.json`` says it."""
 _LATENT_SIDE = 128
 """Of the latents SDXL is trained on, where no file says it: 1024 pixels."""
-_LABELS = f"{LDM_UNET}label_emb.0.0.weight"
+_LABELS = "label_emb.0.0.weight"
 _SD2_TEXT = "cond_stage_model."
 _TEXT, _TEXT_2 = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 _ADVICE = "Only whole SDXL text-to-image models can be trained; refiners and inpainting models are others."
@@ -81,12 +82,8 @@ class SDXLParts:
         """
         folders = self.tokenizer_folders
         first, second = map(ClipTokenizer.from_folder, folders) if folders else map(clip_tokenizer, PADS)
-        for tokenizer, encoder in ((first, self.text_encoder), (second, self.text_encoder_2)):
-            if tokenizer.size > (most := encoder.config.vocab_size):
-                raise UserError(
-                    f"{encoder.weights.subject}: the tokenizer has {tokenizer.size} tokens, the text encoder only {most}. "
-                    "They are of different models."
-                )
+        check_vocabulary(first.size, self.text_encoder)
+        check_vocabulary(second.size, self.text_encoder_2)
         return first, second
 
 
@@ -137,7 +134,9 @@ def _in_folder(source: ModelSource, half: bool) -> SDXLParts | None:
 
 def _in_file(source: ModelSource) -> SDXLParts | None:
     weights = open_weights(source.base)
-    if _LABELS not in weights or any(name.startswith(_SD2_TEXT) for name in weights):  # SD2's unCLIP has labels too
+    if _LABELS not in ldm_unet_tensors(weights) or any(
+        name.startswith(_SD2_TEXT) for name in weights
+    ):  # SD2's unCLIP has labels too
         return None
     unet = ldm_unet_in(weights)
     first, second = _given_encoders(source) if source.text_encoders else _encoders_in(weights)
@@ -225,13 +224,13 @@ def recognise(source: ModelSource) -> ModelFacts | None:
     )
 
 
-def readers(facts: ModelFacts, max_tokens: int) -> dict[Part, Reader]:
+def readers(facts: ModelFacts, options: TextOptions) -> dict[Part, Reader]:
     """What the two text encoders see of captions.
 
     Raises:
         UserError: the tokenizers' files are missing or broken.
     """
-    parts, windows = parts_of(facts.source), windows_for(max_tokens)
+    parts, windows = parts_of(facts.source), windows_for(options.get("max_tokens") or WINDOW_TOKENS)
     assert parts is not None, f"{facts.path} was recognised before"
     first, second = (functools.partial(tokenizer.read, windows=windows) for tokenizer in parts.tokenizers())
     return {"text_encoder": first, "text_encoder_2": second}

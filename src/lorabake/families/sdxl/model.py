@@ -20,7 +20,7 @@ from lorabake.families.networks.prompt_windows import first_windows, join_window
 from lorabake.families.networks.tokenizer import WINDOW_TOKENS, windows_for
 from lorabake.families.networks.unet import UNet2DConditionModel
 from lorabake.families.sdxl.card import PADS, parts_of
-from lorabake.protocols.family import Conditioning, Framing, Layer, LayerGroup, ModelFacts, Part, Tokens
+from lorabake.protocols.family import Alias, Conditioning, Framing, Layer, LayerGroup, ModelFacts, Part, Tokens
 
 _MODEL_INDEX: Mapping[str, Any] = {
     "_class_name": "StableDiffusionXLPipeline",
@@ -94,7 +94,7 @@ class SDXLModel(LatentModel):
     def frame(self, framings: Sequence[Framing]) -> Conditioning:
         """``time_ids_B6``: original height and width, top and left of the crop, target height and width, in pixels."""
         rows = [[*f.original_wh[::-1], *f.corner_lt[::-1], *f.target_wh[::-1]] for f in framings]
-        return {"time_ids_B6": torch.tensor(rows, dtype=torch.float32, device=self.device)}
+        return {"time_ids_B6": torch.tensor(rows, dtype=torch.float32)}
 
     def predict(self, latents_BCHW: Tensor, timesteps_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's output."""
@@ -103,7 +103,7 @@ class SDXLModel(LatentModel):
             timesteps_B.to(self.device),
             conditioning["text_BLD"].to(self.dtype),
             conditioning["pooled_BD"],
-            conditioning["time_ids_B6"],
+            conditioning["time_ids_B6"].to(self.device),
         )
 
     def checkpoint_gradients(self, enabled: bool) -> None:
@@ -134,12 +134,16 @@ class SDXLModel(LatentModel):
 
 
 def layers_of(parts: Mapping[Part, nn.Module]) -> Iterator[Layer]:
-    """The layers that adapters may change. In files, the U-Net's have the names of the network SDXL was first published as."""
+    """The layers that adapters may change.
+
+    In files, the U-Net's have the names of the network SDXL was first published as; diffusers' files have its own names for them,
+    and do not number the first text encoder where only that is changed.
+    """
     for part, root in parts.items():
         names = ldm_unet(root.config) if isinstance(root, UNet2DConditionModel) else None
         for path, module in root.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                yield Layer(part, path, module, _group(part, path), _key(part, path, names))
+                yield Layer(part, path, module, _group(part, path), _key(part, path, names), _aliases(part, path))
 
 
 def _key(part: Part, path: str, names: Paths | None) -> str:
@@ -148,6 +152,11 @@ def _key(part: Part, path: str, names: Paths | None) -> str:
         assert name is not None, path
         return f"lora_unet_{name.replace('.', '_')}"
     return f"lora_te{1 if part == 'text_encoder' else 2}_{path.replace('.', '_')}"
+
+
+def _aliases(part: Part, path: str) -> tuple[Alias, ...]:
+    prefix = {"denoiser": "lora_unet", "text_encoder": "lora_te"}.get(part)
+    return (Alias(f"{prefix}_{path.replace('.', '_')}"),) if prefix else ()
 
 
 def _group(part: Part, path: str) -> LayerGroup:
