@@ -210,7 +210,10 @@ def test_test_runs_pytest_in_the_checkout(checkout: Checkout, tmp_path: Path) ->
     result = checkout.start("test", "-k", "x", "5", folder=tmp_path)
     assert result.returncode == 5, result.stderr
     report = json.loads(result.stdout)
-    assert report["words"] == ["-n", "logical", "--dist", "loadfile", "-k", "x", "5"] and Path(report["folder"]) == checkout.root.resolve()
+    assert (
+        report["words"] == ["-n", "logical", "--dist", "loadfile", "-k", "x", "5"]
+        and Path(report["folder"]) == checkout.root.resolve()
+    )
     assert "step 2 of 2: lorabake itself" in result.stderr  # the checkout has moved
     assert "step" not in checkout.start("test").stderr and "step" not in checkout.start("demo").stderr
 

@@ -70,6 +70,8 @@ class ModelFacts:
     """Guidance that guidance-distilled models are told where nobody says; None for models that are told none."""
     usual_t5_tokens: int | None = None
     """Tokens of a caption that T5 reads where nobody says, with its end: as the model was trained. None for models without T5."""
+    implementation: str = "diffusers"
+    """``modelspec.implementation`` of the family's LoRA files: whose layer names they follow, as other tools write it."""
     vae: Path | None = None
     """As in :class:`ModelSource`."""
     text_encoders: tuple[Path, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any, cast
 import lorabake
 from lorabake.base.cards import find
 from lorabake.formats.kohya import write_lora
-from lorabake.formats.metadata import TrainingFacts, training_metadata
+from lorabake.formats.metadata import ModelSpec, TrainingFacts, training_metadata
 from lorabake.optimizers.schedules import ScheduleCard, ScheduleSettings
 from lorabake.recipe import Checked
 from lorabake.train.loop import Bake
@@ -48,6 +48,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         lorabake_version=lorabake.__version__,
         base_model_version=facts.base_version,
         architecture=facts.architecture,
+        spec=ModelSpec(implementation=facts.implementation),
         v2=facts.base_version.startswith("sd_v2"),
         prediction_type=None if facts.prediction == "flow" else facts.prediction,
         sd_model_name=facts.name,

@@ -190,10 +190,8 @@ def test_a_file_without_t5_is_told_zeros_in_its_place(files: Any, theirs: Any, t
     assert pooled.shape == (1, 80)
 
 
-def test_t5_and_its_tokenizer_come_together(files: Any, medium: Path) -> None:
-    with pytest.raises(Problems, match=r"T5's tokenizer.*tokenizer\.json or spiece\.model"):
-        inspect_model(files.whole)
-    with pytest.raises(Problems, match=r"T5.*Give both or neither"):
+def test_a_tokenizer_without_its_t5_is_refused(files: Any, medium: Path) -> None:
+    with pytest.raises(Problems, match=r"T5.*Give T5 too, or leave its tokenizer out"):
         inspect_model(files.without_t5, text_encoders=[files.tokenizer])
     given = inspect_model(files.without_t5, text_encoders=[medium / "text_encoder_3", files.tokenizer])
     assert not given.notes and "text_encoder_3" in load_model(given).parts
@@ -247,7 +245,7 @@ def test_what_is_wrong_is_said(copied: Path, spoil: str) -> None:
 def test_all_that_a_single_file_lacks_is_said_at_once(files: Any) -> None:
     with pytest.raises(Problems) as caught:
         inspect_model(files.base, text_encoders=[files.t5])
-    assert [problem.where for problem in caught.value.problems] == ["CLIP-L", "CLIP-G", "T5's tokenizer", "VAE"]
+    assert [problem.where for problem in caught.value.problems] == ["CLIP-L", "CLIP-G", "VAE"]
     for word in ("text_encoders = [", "vae =", "text_encoders.clip_l.transformer."):
         assert word in str(caught.value)
 

@@ -31,7 +31,8 @@ from lorabake.families.networks.dit_config import FluxConfig, T5Config
 from lorabake.families.networks.flow_schedule import shift_of
 from lorabake.families.networks.flux_layout import flux_diffusers, flux_own, flux_own_config
 from lorabake.families.networks.layouts import classic_clip, diffusers_vae
-from lorabake.families.networks.t5_tokenizer import FILES, T5Tokenizer
+from lorabake.families.networks.t5_tokenizer import T5Tokenizer
+from lorabake.families.networks.t5_vocabulary import t5_tokenizer
 from lorabake.families.networks.tokenizer import ClipTokenizer
 from lorabake.families.networks.weights import open_weights, shards
 from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Reader, TextOptions
@@ -64,7 +65,7 @@ _SIGNS = (
 """Tensors that tell Flux.1 from others of its make (Chroma, Flux.2, HunyuanImage)."""
 _CLIP_INSIDE, _T5_INSIDE = "text_encoders.clip_l.transformer.", "text_encoders.t5xxl.transformer."
 _ADVICE = "Only whole Flux.1 text-to-image models can be trained."
-_GIVE = 'Give {} apart: text_encoders = ["CLIP_L.safetensors", "T5XXL.safetensors", "TOKENIZER_2"] in [model].'
+_GIVE = 'Give {} apart: text_encoders = ["CLIP_L.safetensors", "T5XXL.safetensors"] in [model].'
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,8 @@ class FluxParts:
     """As in ``scheduler_config.json``."""
     tokenizer_folder: Path | None
     """CLIP's; None for its own vocabulary."""
-    tokenizer_2: Path
-    """T5's: a folder or a file."""
+    tokenizer_2: Path | None
+    """T5's: a folder or a file; None for its own vocabulary."""
 
     @property
     def t5_tokens(self) -> int:
@@ -94,7 +95,7 @@ class FluxParts:
             UserError: their files are missing or broken, or know more tokens than their text encoder.
         """
         clip = ClipTokenizer.from_folder(self.tokenizer_folder) if self.tokenizer_folder else clip_tokenizer()
-        t5 = T5Tokenizer.from_path(self.tokenizer_2)
+        t5 = t5_tokenizer(self.tokenizer_2)
         check_vocabulary(clip.size, self.text_encoder)
         check_vocabulary(t5.size, self.text_encoder_2)
         return clip, t5
@@ -152,20 +153,17 @@ def _in_file(source: ModelSource) -> FluxParts | None:
     clip = find_clip(given.clips[0]) if given.clips else clip_in(weights.under(_CLIP_INSIDE))
     t5 = find_t5(given.t5) if given.t5 else t5_in(weights.under(_T5_INSIDE))
     vae = find_vae(source.vae, SCALE, SHIFT) if source.vae else vae_in(weights, SCALE, SHIFT)
-    if clip is None or t5 is None or vae is None or given.tokenizer is None:
-        raise Problems(str(source.base), list(_missing(clip, t5, vae, given.tokenizer)), _ADVICE)
+    if clip is None or t5 is None or vae is None:
+        raise Problems(str(source.base), list(_missing(clip, t5, vae)), _ADVICE)
     schedule = _DEV if config.guidance else _SCHNELL
     return FluxParts(Component(config, inside, flux_own), clip, t5, vae, schedule, None, given.tokenizer)
 
 
-def _missing(clip: object, t5: object, vae: object, tokenizer: object) -> Iterator[Problem]:
+def _missing(clip: object, t5: object, vae: object) -> Iterator[Problem]:
     if clip is None:
         yield Problem("CLIP", f"is not in the file. {_GIVE.format('it')}")
     if t5 is None:
         yield Problem("T5", f"is not in the file. {_GIVE.format('it')}")
-    if tokenizer is None:
-        what = f"no single file holds T5's vocabulary ({' or '.join(FILES)}, as in a diffusers folder's tokenizer_2/)."
-        yield Problem("T5's tokenizer", f"{what} {_GIVE.format('its path')}")
     if vae is None:
         yield Problem("VAE", 'is not in the file. Give it apart: vae = "AE.safetensors" in [model].')
 
@@ -209,6 +207,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         latent_channels=vae.latent_channels,
         base_version="flux1",
         architecture="flux-1-dev" if config.guidance else "flux-1-schnell",
+        implementation="https://github.com/black-forest-labs/flux",
         digest=quick_digest(files_of(source)),
         small=config.channels < 256,
         shift=shift_of(parts.scheduler, str(source.base)),

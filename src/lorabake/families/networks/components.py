@@ -191,7 +191,7 @@ class Given:
     clips: tuple[Path, ...] = ()
     t5: Path | None = None
     tokenizer: Path | None = None
-    """T5's, which no single file holds. A T5's folder may be its tokenizer's too."""
+    """T5's, where it is not T5's own. A T5's folder may be its tokenizer's too."""
 
 
 def given_encoders(source: ModelSource, model: str, clips: int) -> Given:

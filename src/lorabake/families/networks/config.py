@@ -70,6 +70,7 @@ _CLIP_FIXED: Mapping[str, tuple[Any, ...]] = {
     "attention_dropout": (0,),
     "dropout": (0,),
     "hidden_act": ("quick_gelu", "gelu"),
+    "model_type": ("clip", "clip_text_model"),
 }
 _VAE_FIXED: Mapping[str, tuple[Any, ...]] = {
     "_class_name": ("AutoencoderKL",),

@@ -178,12 +178,13 @@ def _text_encoder_path(source: ModelSource) -> Path | None:
 
 
 def _in_folder(source: ModelSource, half: bool) -> SDParts | None:
-    folder, clip_path = source.base, _text_encoder_path(source)
+    folder = source.base
     if not (folder / "unet" / "config.json").is_file():
         return None
     values = read_json(folder / "unet" / "config.json")
     if values.get("_class_name") != "UNet2DConditionModel" or values.get("addition_embed_type"):
         return None
+    clip_path = _text_encoder_path(source)
     own = ["unet", *(() if clip_path else ("text_encoder",)), *(() if source.vae else ("vae",))]
     if problems := folder_problems(folder, own, ["tokenizer"]):
         raise Problems(str(folder), problems, "Give a folder in diffusers' layout, as model hosts offer it.")
@@ -242,6 +243,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         latent_channels=unet.in_channels,
         base_version=version + ("_v" if prediction == "v" else ""),
         architecture=architecture,
+        implementation="diffusers",
         digest=quick_digest(files_of(source)),
         small=max(unet.block_out_channels) < 256,
         vae=source.vae,

@@ -40,7 +40,8 @@ from lorabake.families.networks.flow_schedule import shift_of
 from lorabake.families.networks.layouts import Rename, Target, same
 from lorabake.families.networks.pieces import Piece, pieces_rename, swapped
 from lorabake.families.networks.sizes import HEAD_WIDTH
-from lorabake.families.networks.t5_tokenizer import FILES, T5Tokenizer
+from lorabake.families.networks.t5_tokenizer import T5Tokenizer
+from lorabake.families.networks.t5_vocabulary import t5_tokenizer
 from lorabake.families.networks.tokenizer import ClipTokenizer
 from lorabake.families.networks.weights import Weights, open_weights, shards
 from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Reader, TextOptions
@@ -68,7 +69,7 @@ _SIGNS = ("pos_embed", "x_embedder.proj.weight", "context_embedder.weight", "y_e
           "joint_blocks.0.context_block.attn.qkv.weight", "final_layer.linear.weight")  # fmt: skip
 _CLIP, _CLIP_2, _T5 = (f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl"))
 _ADVICE = "Only whole Stable Diffusion 3 and 3.5 text-to-image models can be trained."
-_GIVE = 'Give {} apart: text_encoders = ["CLIP_L.safetensors", "CLIP_G.safetensors", "T5XXL.safetensors", "TOKENIZER_3"] in [model].'
+_GIVE = 'Give {} apart: text_encoders = ["CLIP_L.safetensors", "CLIP_G.safetensors", "T5XXL.safetensors"] in [model].'
 _AROUND = {
     "x_embedder.proj": "pos_embed.proj",
     "context_embedder": "context_embedder",
@@ -187,7 +188,7 @@ class SD3Parts:
     tokenizer_folders: tuple[Path, Path] | None
     """The CLIPs'; None for their own vocabulary."""
     tokenizer_3: Path | None
-    """T5's: a folder or a file."""
+    """T5's: a folder or a file; None for its own vocabulary."""
 
     def clip_tokenizers(self) -> tuple[ClipTokenizer, ClipTokenizer]:
         """One for each CLIP.
@@ -207,9 +208,9 @@ class SD3Parts:
         Raises:
             UserError: its files are missing or broken, or know more tokens than the text encoder.
         """
-        if self.text_encoder_3 is None or self.tokenizer_3 is None:
+        if self.text_encoder_3 is None:
             return None
-        tokenizer = T5Tokenizer.from_path(self.tokenizer_3)
+        tokenizer = t5_tokenizer(self.tokenizer_3)
         check_vocabulary(tokenizer.size, self.text_encoder_3)
         return tokenizer
 
@@ -273,19 +274,15 @@ def _in_file(source: ModelSource) -> SD3Parts | None:
     first, second = _clips(given, clip_in(weights.under(_CLIP)), clip_in(weights.under(_CLIP_2), projection=True))
     t5 = find_t5(given.t5) if given.t5 else t5_in(weights.under(_T5))
     vae = find_vae(source.vae, SCALE, SHIFT) if source.vae else vae_in(weights, SCALE, SHIFT)
-    problems = list(_missing(first, second, t5 is not None and given.tokenizer is None, vae))
-    if first is None or second is None or vae is None or problems:
-        raise Problems(str(source.base), problems, _ADVICE)
+    if first is None or second is None or vae is None:
+        raise Problems(str(source.base), list(_missing(first, second, vae)), _ADVICE)
     return SD3Parts(Component(config, inside, same), first, second, t5, vae, SCHEDULE, None, given.tokenizer)
 
 
-def _missing(first: object, second: object, tokenizer: bool, vae: object) -> Iterator[Problem]:
+def _missing(first: object, second: object, vae: object) -> Iterator[Problem]:
     for name, prefix, part in (("CLIP-L", _CLIP, first), ("CLIP-G", _CLIP_2, second)):
         if part is None:
             yield Problem(name, f"is not in the file (no '{prefix}*'). {_GIVE.format('it')}")
-    if tokenizer:
-        what = f"no single file holds T5's vocabulary ({' or '.join(FILES)}, as in a diffusers folder's tokenizer_3/)."
-        yield Problem("T5's tokenizer", f"{what} {_GIVE.format('its path')}")
     if vae is None:
         yield Problem("VAE", 'is not in the file. Give it apart: vae = "VAE.safetensors" in [model].')
 
@@ -320,7 +317,9 @@ def _misfits(parts: SD3Parts, source: ModelSource) -> Iterator[Problem]:
     if source.prediction not in (None, "flow"):
         yield Problem("prediction", f"is '{source.prediction}', but Stable Diffusion 3 predicts 'flow'. Leave it out.")
     if t5 is None and parts.tokenizer_3 is not None:
-        yield Problem("T5", f"is not there, but its tokenizer is: {parts.tokenizer_3}. Give both or neither.")
+        yield Problem(
+            "T5", f"is not there, but its tokenizer is: {parts.tokenizer_3}. Give T5 too, or leave its tokenizer out."
+        )
     wide = sum(clip.config.hidden_size for clip in clips)
     pooled = sum(clip.config.projection_dim if is_projected(clip) else clip.config.hidden_size for clip in clips)
     rows = (
@@ -357,6 +356,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         latent_channels=vae.latent_channels,
         base_version="sd3",
         architecture=f"stable-diffusion-v{kind}",
+        implementation="https://github.com/Stability-AI/generative-models",
         digest=quick_digest(files_of(source)),
         small=config.channels < 256,
         shift=shift_of(parts.scheduler, str(source.base)),

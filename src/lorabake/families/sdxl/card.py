@@ -216,6 +216,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         latent_channels=unet.in_channels,
         base_version="sdxl_base_v1-0",
         architecture="stable-diffusion-xl-v1-base",
+        implementation="https://github.com/Stability-AI/generative-models",
         digest=quick_digest(files_of(source)),
         small=max(unet.block_out_channels) < 256,
         vae=source.vae,
