@@ -1,10 +1,11 @@
 """One LoRA step on a full-size SD1.5 denoiser (random weights) beside others' ways to take it: seconds, peak memory, ratios.
 
     python benchmarks/full_size.py --pixels 64 128 256 --batch 1 4 --precision fp32 bf16
+    python benchmarks/full_size.py --model sdxl-half           # SDXL with half its channels, a quarter of its weights
 
 Five sides: the frozen networks alone, forward and backward (the floor under any LoRA; ours and diffusers'), our LoRA step, a plain
-diffusers + PEFT step, and diffusers with one small module per layer, as kohya's scripts have it. LoRA of rank 16 on the 192 attention layers,
-latents and text given, AdamW. Each side has a process of its own per case; sides take turns, and medians are compared.
+diffusers + PEFT step, and diffusers with one small module per layer, as kohya's scripts have it. LoRA of rank 16 on the attention layers (SD1.5's
+are 192), latents and text given, AdamW. Each side has a process of its own per case; sides take turns, and medians are compared.
 """
 
 from __future__ import annotations
@@ -24,7 +25,23 @@ from typing import Any
 
 FLOORS = ("our frozen base", "diffusers' frozen base")
 SIDES = (*FLOORS, "lorabake", "diffusers + peft", "diffusers + kohya-style")
-RANK, TOKENS, WIDTH = 16, 77, 768
+RANK, TOKENS = 16, 77
+MODELS: dict[str, dict[str, Any]] = {
+    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "sdxl-half": {
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [160, 320, 640],
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 1024,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 128,
+        "projection_class_embeddings_input_dim": 640 + 6 * 128,
+    },
+}
+"""U-Nets, in diffusers' names."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 
 
@@ -32,6 +49,7 @@ def main() -> None:
     """Measure every case and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--model", choices=tuple(MODELS), default="sd15")
     parser.add_argument("--pixels", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--precision", choices=("fp32", "bf16"), nargs="+", default=["fp32"])
@@ -47,8 +65,9 @@ def main() -> None:
         results: dict[str, list[dict[str, float]]] = {side: [] for side in arguments.sides}
         for side in arguments.sides * arguments.rounds:
             case = ["--pixels", str(pixels), "--batch", str(batch), "--precision", precision]
-            results[side].append(_run(side, [*case, "--steps", str(arguments.steps)], arguments.threads))
-        print(f"\n{pixels} px, batch {batch}, {precision}, {arguments.threads} threads")
+            more = ["--model", arguments.model, "--steps", str(arguments.steps)]
+            results[side].append(_run(side, [*case, *more], arguments.threads))
+        print(f"\n{arguments.model}, {pixels} px, batch {batch}, {precision}, {arguments.threads} threads")
         _print_table(results)
 
 
@@ -88,14 +107,24 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _inputs(arguments: argparse.Namespace, dtype: Any) -> tuple[Any, ...]:
-    """Latents, noise, timesteps and text of one batch."""
+    """Latents, noise, timesteps, text, and what SDXL is told besides (pooled text and sizes, or neither) of one batch."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
+    generator, sizes = torch.Generator().manual_seed(0), MODELS[arguments.model]
     side, batch = arguments.pixels[0] // 8, arguments.batch[0]
     latents, noise = (torch.randn(batch, 4, side, side, generator=generator).to(dtype) for _ in range(2))
     timesteps = torch.randint(0, 1000, (batch,), generator=generator)
-    return latents, noise, timesteps, torch.randn(batch, TOKENS, WIDTH, generator=generator).to(dtype)
+    text = torch.randn(batch, TOKENS, sizes["cross_attention_dim"], generator=generator).to(dtype)
+    more: list[Any] = []
+    if told := sizes.get("projection_class_embeddings_input_dim"):
+        pooled = torch.randn(batch, told - 6 * sizes["addition_time_embed_dim"], generator=generator).to(dtype)
+        more = [
+            pooled,
+            torch.tensor([[arguments.pixels[0], arguments.pixels[0], 0, 0] + 2 * arguments.pixels[:1]] * batch).to(
+                dtype
+            ),
+        ]
+    return latents, noise, timesteps, text, more
 
 
 def _ours(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
@@ -112,13 +141,13 @@ def _ours(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
     from lorabake.optimizers.adamw import AdamW, AdamWSettings
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(UNetConfig(cross_attention_dim=WIDTH))
+        unet = UNet2DConditionModel(UNetConfig.from_json(MODELS[arguments.model]))
     unet = unet.to(dtype).to_empty(device="cpu")
     fill(unet)
     unet = unet.to(memory_format=memory_format(unet, dtype, torch.device("cpu"))).requires_grad_(False)  # pyright: ignore[reportCallIssue]
-    latents, noise, timesteps, text = _inputs(arguments, dtype)
+    latents, noise, timesteps, text, more = _inputs(arguments, dtype)
     if arguments.side in FLOORS:
-        return floor(lambda x: unet(x, timesteps, text), latents, noise)
+        return floor(lambda x: unet(x, timesteps, text, *more), latents, noise)
 
     class Denoiser:
         """What an adapter needs of a model."""
@@ -138,7 +167,7 @@ def _ours(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
     def step() -> None:
         for group in groups:
             group.zero_gradient()
-        torch.nn.functional.mse_loss(unet(latents, timesteps, text).float(), noise.float()).backward()
+        torch.nn.functional.mse_loss(unet(latents, timesteps, text, *more).float(), noise.float()).backward()
         clip_gradients(groups, 1.0)
         optimizer.step()
 
@@ -151,13 +180,14 @@ def _theirs(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
 
     diffusers: Any = importlib.import_module("diffusers")
     with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(cross_attention_dim=WIDTH, attention_head_dim=8)
+        unet = diffusers.UNet2DConditionModel(**MODELS[arguments.model])
     unet = unet.to(dtype).to_empty(device="cpu")
     fill(unet)
     unet.requires_grad_(False)
-    latents, noise, timesteps, text = _inputs(arguments, dtype)
+    latents, noise, timesteps, text, more = _inputs(arguments, dtype)
+    told = dict(zip(("text_embeds", "time_ids"), more, strict=False)) or None
     if arguments.side in FLOORS:
-        return floor(lambda x: unet(x, timesteps, text).sample, latents, noise)
+        return floor(lambda x: unet(x, timesteps, text, added_cond_kwargs=told).sample, latents, noise)
     if arguments.side == "diffusers + peft":
         peft: Any = importlib.import_module("peft")
         unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(ATTENTION)))
@@ -169,7 +199,8 @@ def _theirs(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
 
     def step() -> None:
-        torch.nn.functional.mse_loss(unet(latents, timesteps, text).sample.float(), noise.float()).backward()
+        prediction = unet(latents, timesteps, text, added_cond_kwargs=told).sample
+        torch.nn.functional.mse_loss(prediction.float(), noise.float()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
