@@ -1,6 +1,6 @@
 """Small layers, changed all at once before a pass instead of one by one in it.
 
-A layer of a hundred thousand weights takes longer to call than to compute: a pass over a small model spends more time between thin
+A layer of ten thousand weights takes longer to call than to compute: a pass over a small model spends more time between thin
 products than in them. Their changed weights W + ΔW are made for all layers of one shape in one call; in the pass such a layer is a
 plain linear layer or convolution again. No full-size model has layers so small.
 """
@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from lorabake.adapters._kernels import rows_of, weight_of
 from lorabake.protocols.adapter import LayerType, StackingLayerType
 
-_SMALL = 100_000
+_SMALL = 50_000
 """Weights."""
 
 
@@ -35,7 +36,7 @@ class Stack(NamedTuple):
 
     layers: Sequence[_Grafted]
     weights_LOI: Tensor
-    """Their frozen weights, a convolution's kernel flattened."""
+    """Their frozen weights, as :func:`~lorabake.adapters._kernels.rows_of` has them: convolutions find what they compute with in place."""
 
 
 def stacks_of(layers: Iterable[_Grafted]) -> list[Stack]:
@@ -48,7 +49,7 @@ def stacks_of(layers: Iterable[_Grafted]) -> list[Stack]:
             constants = tuple(float(tensor) for tensor in layer.tensors.values() if tensor.ndim == 0)
             key = (type(base), base.weight.shape, shapes, constants, layer.settings.model_dump_json())
             found.setdefault(key, []).append(layer)
-    return [Stack(alike, torch.stack([_weight(layer).flatten(1) for layer in alike])) for alike in found.values()]
+    return [Stack(alike, torch.stack([rows_of(_weight(layer)) for layer in alike])) for alike in found.values()]
 
 
 def make(stacks: Iterable[Stack], layer_type: LayerType, multiplier: float, training: bool) -> bool:
@@ -61,7 +62,7 @@ def make(stacks: Iterable[Stack], layer_type: LayerType, multiplier: float, trai
         if changed is None:
             return False
         for layer, weight in zip(layers, changed.unbind(), strict=True):
-            layer.changed_weight = weight.view(_weight(layer).shape)
+            layer.changed_weight = weight_of(weight, _weight(layer))
     return True
 
 

@@ -33,8 +33,20 @@ def merging_pays(rows: int, inputs: int, outputs: int, rank: int, learning: bool
 
 def merged(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """W + s·B·A in the shape of W, (out, in) or (out, in, height, width); differentiable in A and B."""
-    product = torch.addmm(weight.flatten(1), up.flatten(1), down.flatten(1), alpha=scale)
-    return product.view(weight.shape)
+    return weight_of(torch.addmm(rows_of(weight), up.flatten(1), rows_of(down), alpha=scale), weight)
+
+
+def rows_of(weight: Tensor) -> Tensor:
+    """A weight as a matrix, a row for each output: (out, in) as it is, (out, in, height, width) as channels-last weights lie in memory."""
+    return weight if weight.dim() == 2 else weight.movedim(1, -1).flatten(1)
+
+
+def weight_of(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`rows_of`, with the shape of ``like``: a view."""
+    if like.dim() == 2:
+        return rows
+    outputs, channels, height, width = like.shape
+    return rows.view(outputs, height, width, channels).movedim(-1, 1)
 
 
 class _LowRankLinears(torch.autograd.Function):

@@ -175,7 +175,7 @@ class Lora:
         """W + s·B·A of all layers in one product; None where something is dropped on the way."""
         if training and (settings.dropout or settings.rank_dropout or settings.module_dropout):
             return None
-        downs_LRI = torch.stack([of["lora_down.weight"].flatten(1) for of in tensors])
+        downs_LRI = torch.stack([kernels.rows_of(of["lora_down.weight"]) for of in tensors])
         ups_LOR = torch.stack([of["lora_up.weight"].flatten(1) for of in tensors])
         scale = multiplier * float(tensors[0]["alpha"]) / ups_LOR.shape[2]
         return torch.baddbmm(weights_LOI, ups_LOR, downs_LRI, alpha=scale)

@@ -101,7 +101,9 @@ def _facts(model: ModelSettings | None, problems: list[Problem]) -> ModelFacts |
         name = "" if part == Path(model.base).expanduser() else f"{part}: "
         for problem in error.problems:
             a_setting = problem.where in type(model).model_fields
-            where, what = (problem.where, problem.what) if a_setting else ("base", f"{name}{problem.where} {problem.what}")
+            where, what = (
+                (problem.where, problem.what) if a_setting else ("base", f"{name}{problem.where} {problem.what}")
+            )
             problems.append(Problem(f"model.{where}", what))
     except UserError as error:
         problems.append(Problem("model.base", str(error)))
