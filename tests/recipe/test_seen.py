@@ -133,7 +133,7 @@ def test_other_lengths_are_refused(look: Look, value: Any) -> None:
 
 
 def seen(**tokens: tuple[int, int]) -> SeenCaption:
-    parts: list[Part] = ["text_encoder", "text_encoder_2"]
+    parts: list[Part] = ["text_encoder", "text_encoder_2", "text_encoder_3"]
     readings: dict[Part, Reading] = {
         part: Reading(tokens[part][0], tokens[part][1], 1, "kept", "") for part in parts if part in tokens
     }
@@ -159,6 +159,7 @@ def test_models_without_the_setting_are_not_told_to_lower_it() -> None:
         ({"text_encoder_2": (511, 255)}, 256, "model.t5_tokens = 512 takes it."),
         ({"text_encoder_2": (512, 255)}, 256, "Shorten it."),
         ({"text_encoder": (80, 75), "text_encoder_2": (300, 255)}, 256, "Shorten it."),
+        ({"text_encoder": (80, 75), "text_encoder_3": (90, 255)}, 256, "T5 reads it whole; only CLIP does not."),
     ],
 )
 def test_t5s_room_is_raised_where_that_helps(readings: dict, t5_tokens: int, remedy: str) -> None:

@@ -295,7 +295,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
     """A small model of every family, as a folder."""
     from lorabake.base.places import POCKET_MODEL
 
-    yield {"sd": POCKET_MODEL, "sdxl": tiny("sdxl", tmp_path_factory), "flux": tiny("flux", tmp_path_factory)}
+    yield {"sd": POCKET_MODEL} | {family: tiny(family, tmp_path_factory) for family in ("sdxl", "flux", "sd3")}
 
 
 def tiny(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -308,12 +308,13 @@ def tiny(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     tokenizers, folder = tmp_path_factory.mktemp(family) / "files", tmp_path_factory.mktemp(family)
-    pipeline = module.build(tokenizers) if family == "sdxl" else module.pipeline(tokenizers, True)
+    kinds: dict[str, Any] = {"flux": True, "sd3": "sd35"}
+    pipeline = module.build(tokenizers) if family == "sdxl" else module.pipeline(tokenizers, kinds[family])
     pipeline.save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "flux"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "flux", "sd3"])
 @pytest.mark.parametrize(
     ("adapter", "precision", "trained"),
     [("lora", torch.float32, True), ("lora", torch.bfloat16, False), ("full", torch.float32, True)],

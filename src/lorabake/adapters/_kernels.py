@@ -58,7 +58,7 @@ class _LowRankLinears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, scales: Sequence[float], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         weights, biases, downs, ups = (tensors[kind::4] for kind in range(4))
-        downs_SI = torch.cat(downs)  # pyright: ignore[reportArgumentType]
+        downs_SI: Any = torch.cat(downs) if len(downs) > 1 else downs[0]  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
         thin_SN = downs_SI @ x_NI.t()
         thins = thin_SN.split([up.shape[1] for up in ups if up is not None])
         outputs: list[Tensor] = []

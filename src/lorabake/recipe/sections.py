@@ -38,8 +38,8 @@ class ModelSettings(Settings):
     """Tokens of a caption that the text encoder reads; the rest is cut off. Each 75 are encoded apart and joined, as clients do with
     long prompts. Default 75: every step is slower with more. `lorabake validate RECIPE --captions` shows what is cut."""
     t5_tokens: int | None = Field(default=None, ge=1, le=MOST_T5_TOKENS)
-    """Tokens of a caption that the T5 text encoder reads, its end included, for models that have one (Flux); the rest is cut off. Absent: as
-    the model was trained, 512 for Flux dev and 256 for schnell. Fewer make every step faster, and pictures may differ a little."""
+    """Tokens of a caption that the T5 text encoder reads, its end included, for models that have one (Flux, SD3); the rest is cut off. Absent:
+    as the model was trained, 512 for Flux dev and 256 for schnell and SD3. Fewer make every step faster, and pictures may differ a little."""
 
     def source(self) -> dict[str, Any]:
         """The arguments of :func:`lorabake.families.inspect_model` among them."""

@@ -89,6 +89,8 @@ def _remedy(longest: int, cut: Sequence[SeenCaption], options: TextOptions) -> s
     rooms = {reading.room for caption in cut for reading in caption.readings.values() if reading.tokens > reading.room}
     if t5_tokens and rooms == {t5_tokens - 1} and longest < MOST_T5_TOKENS:
         return f"model.t5_tokens = {longest + 1} takes {them}."
+    if t5_tokens and all(any(seen.tokens <= seen.room for seen in caption.readings.values()) for caption in cut):
+        return f"T5 reads {'it' if len(cut) == 1 else 'them'} whole; only CLIP does not."
     if options.get("max_tokens") is None:
         return f"Shorten {'it' if len(cut) == 1 else 'them'}."
     if longest <= _ALLOWED[-1]:
