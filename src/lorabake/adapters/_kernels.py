@@ -49,22 +49,46 @@ def weight_of(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(outputs, height, width, channels).movedim(-1, 1)
 
 
-class _LowRankLinears(torch.autograd.Function):
-    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ for each of several layers of one input, with W and b frozen. N rows, R = rank, S = all ranks.
+class _LowRankLinear(torch.autograd.Function):
+    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ with W and b frozen. N rows, R = rank.
 
     Thin products are kept as ranks by rows: BLAS takes two to four times as long to make rows by ranks where ranks are few.
     """
 
     @staticmethod
+    def forward(
+        ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, down_RI: Tensor, up_OR: Tensor, scale: float
+    ) -> Tensor:
+        thin_RN = _scaled(down_RI @ x_NI.t(), scale)
+        ctx.save_for_backward(x_NI, thin_RN, weight_OI, down_RI, up_OR)
+        ctx.scale = scale
+        return F.linear(x_NI, weight_OI, bias_O).addmm_(thin_RN.t(), up_OR.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x_NI, thin_RN, weight_OI, down_RI, up_OR = ctx.saved_tensors
+        grad_thin_RN = _scaled(up_OR.t() @ grad_NO.t(), ctx.scale)
+        wanted = ctx.needs_input_grad
+        grad_x = (grad_NO @ weight_OI).addmm_(grad_thin_RN.t(), down_RI) if wanted[0] else None
+        grad_down = grad_thin_RN @ x_NI if wanted[3] else None
+        grad_up = (thin_RN @ grad_NO).t() if wanted[4] else None
+        return grad_x, None, None, grad_down, grad_up, None
+
+
+class _LowRankLinears(torch.autograd.Function):
+    """The same for several layers of one input; S = all ranks."""
+
+    @staticmethod
     def forward(ctx: Any, x_NI: Tensor, scales: Sequence[float], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         weights, biases, downs, ups = (tensors[kind::4] for kind in range(4))
-        downs_SI: Any = torch.cat(downs) if len(downs) > 1 else downs[0]  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
+        downs_SI = torch.cat(downs)  # pyright: ignore[reportArgumentType]
         thin_SN = downs_SI @ x_NI.t()
         thins = thin_SN.split([up.shape[1] for up in ups if up is not None])
         outputs: list[Tensor] = []
         for weight_OI, bias_O, up_OR, thin_RN, scale in zip(weights, biases, ups, thins, scales, strict=True):
             assert weight_OI is not None and up_OR is not None
-            outputs.append(F.linear(x_NI, weight_OI, bias_O).addmm_(thin_RN.t(), up_OR.t(), alpha=scale))
+            outputs.append(F.linear(x_NI, weight_OI, bias_O).addmm_(_scaled(thin_RN, scale).t(), up_OR.t()))
         ctx.save_for_backward(x_NI, thin_SN, downs_SI, *weights, *ups)
         ctx.scales = scales
         return tuple(outputs)
@@ -72,13 +96,13 @@ class _LowRankLinears(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        count, scales = len(grads), ctx.scales
+        count = len(grads)
         x_NI, thin_SN, downs_SI, *rest = ctx.saved_tensors
         weights, ups = rest[:count], rest[count:]
         ranks = [up_OR.shape[1] for up_OR in ups]
         grad_thin_SN = torch.empty_like(thin_SN)
-        for part_RN, grad_NO, up_OR, scale in zip(grad_thin_SN.split(ranks), grads, ups, scales, strict=True):
-            torch.mm(up_OR.t(), grad_NO.t(), out=part_RN).mul_(scale)
+        for part_RN, grad_NO, up_OR, scale in zip(grad_thin_SN.split(ranks), grads, ups, ctx.scales, strict=True):
+            _scaled(torch.mm(up_OR.t(), grad_NO.t(), out=part_RN), scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grads[0] @ weights[0]
@@ -89,9 +113,14 @@ class _LowRankLinears(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:]
         grad_downs = (grad_thin_SN @ x_NI).split(ranks) if any(wanted[2::4]) else [None] * count
         for index, (thin_RN, grad_NO) in enumerate(zip(thin_SN.split(ranks), grads, strict=True)):
-            grad_up = (thin_RN @ grad_NO).mul_(scales[index]).t() if wanted[4 * index + 3] else None
+            grad_up = (thin_RN @ grad_NO).t() if wanted[4 * index + 3] else None
             found += [None, None, grad_downs[index], grad_up]
         return grad_x, None, *found
+
+
+def _scaled(thin: Tensor, scale: float) -> Tensor:
+    """In place, where it changes anything: by default alpha is the rank."""
+    return thin if scale == 1 else thin.mul_(scale)
 
 
 class LowRank(NamedTuple):
@@ -109,10 +138,15 @@ def low_rank_linears(x: Tensor, *layers: LowRank) -> tuple[Tensor, ...]:
 
     Layers of one input share the reading of it: one thin product for all of them, and one more backward.
     """
+    rows_NI = x.reshape(-1, x.shape[-1])
+    if len(layers) == 1:  # by far the most, and half of what a small one takes is Python
+        weight_OI, bias_O, down_RI, up_OR, scale = layers[0]
+        y_NO = _LowRankLinear.apply(rows_NI, weight_OI, bias_O, down_RI.to(x.dtype), up_OR.to(x.dtype), scale)
+        return (y_NO.view(*x.shape[:-1], y_NO.shape[-1]),)
     tensors: list[Tensor | None] = []
     for layer in layers:
         tensors += [layer.weight_OI, layer.bias_O, layer.down_RI.to(x.dtype), layer.up_OR.to(x.dtype)]
-    outputs = _LowRankLinears.apply(x.reshape(-1, x.shape[-1]), [layer.scale for layer in layers], *tensors)
+    outputs = _LowRankLinears.apply(rows_NI, [layer.scale for layer in layers], *tensors)
     return tuple(y_NO.view(*x.shape[:-1], y_NO.shape[-1]) for y_NO in outputs)
 
 
