@@ -46,7 +46,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
             'train.device is "cuda", and PyTorch finds no GPU here: its driver may be missing, or this PyTorch be one for CPUs only. '
             'Set train.device = "cpu", or leave it out.'
         )
-    reading = {name: getattr(recipe.model, name) for name in family_card(checked.facts).text_options}
+    reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, dtype=dtype, device=device, **reading)
     views = _views(checked)
     latents = _latents(checked, views, model, events, stop)

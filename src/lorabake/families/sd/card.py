@@ -14,6 +14,7 @@ from lorabake.base.files import quick_digest
 from lorabake.families.networks.clip_vocabulary import OPEN_CLIP_PAD, SD1_PAD, clip_tokenizer
 from lorabake.families.networks.components import (
     Component,
+    check_vocabulary,
     clip_in,
     files_of,
     find_clip,
@@ -91,11 +92,7 @@ class SDParts:
         """
         folder = self.tokenizer_folder
         tokenizer = ClipTokenizer.from_folder(folder) if folder else clip_tokenizer(self.pad)
-        if tokenizer.size > (most := self.text_encoder.config.vocab_size):
-            raise UserError(
-                f"{self.text_encoder.weights.subject}: the tokenizer has {tokenizer.size} tokens, the text encoder only {most}. "
-                "They are of different models."
-            )
+        check_vocabulary(tokenizer.size, self.text_encoder)
         return tokenizer
 
 
