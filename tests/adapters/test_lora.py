@@ -254,7 +254,8 @@ def test_loss_and_gradients_are_those_of_merged_weights_in_diffusers(prediction:
     objective = Diffusion(DiffusionSettings(weighting="none"), model.betas_T, prediction, model.device)
     noisy = objective.corrupt(latents, noise, timesteps)
     output = model.predict(noisy, timesteps, model.encode_text(tokens))
-    loss = objective.loss(output, objective.target(latents, noise, timesteps), timesteps).mean()
+    error = objective.error(output, objective.target(latents, noise, timesteps), timesteps).mean((1, 2, 3))
+    loss = objective.weigh(error, timesteps).mean()
     loss.backward()
     layers = {found.key: found for found in model.layers()}
     adapter.remove()

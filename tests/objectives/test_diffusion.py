@@ -91,9 +91,9 @@ def test_the_loss_of_a_sample_by_hand() -> None:
     prediction, target = torch.zeros(2, 1, 1, 2), torch.tensor([[[[1.0, 3.0]]], [[[0.0, 2.0]]]])
     made = objective(weighting="min-snr")
     t = torch.tensor([999, 0])
-    loss = made.loss(prediction, target, t)
+    loss = made.weigh(made.error(prediction, target, t).mean((1, 2, 3)), t)
     assert loss.tolist() == pytest.approx([5.0 * 1.0, 2.0 * float(made.weight_T[0])])
-    assert made.loss(prediction.bfloat16(), target.bfloat16(), t).dtype == torch.float32
+    assert made.error(prediction.bfloat16(), target.bfloat16(), t).dtype == torch.float32
 
 
 def test_timesteps_are_within_bounds_and_all_drawn() -> None:

@@ -55,9 +55,10 @@ def test_noise_is_diffusers() -> None:
 
 def test_the_loss_of_a_sample_by_hand() -> None:
     prediction, target = torch.zeros(2, 1, 1, 2), torch.tensor([[[[1.0, 3.0]]], [[[0.0, 2.0]]]])
-    loss = objective().loss(prediction, target, torch.tensor([0.0, 900.0]))
+    t = torch.tensor([0.0, 900.0])
+    loss = objective().weigh(objective().error(prediction, target, t).mean((1, 2, 3)), t)
     assert loss.tolist() == [5.0, 2.0], "every timestep weighs the same, the clean one too"
-    assert objective().loss(prediction.bfloat16(), target.bfloat16(), torch.tensor([1.0, 2.0])).dtype == torch.float32
+    assert objective().error(prediction.bfloat16(), target.bfloat16(), torch.tensor([1.0, 2.0])).dtype == torch.float32
 
 
 @pytest.mark.parametrize("rule", ["uniform", "sigmoid", "shift", "flux-shift", "logit-normal"])

@@ -86,10 +86,13 @@ class Diffusion:
             _per_sample(self.signal_T[timesteps_B]) * noise_BCHW - _per_sample(self.noise_T[timesteps_B]) * latents_BCHW
         )
 
-    def loss(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Weighted loss of each sample, ``loss_B``, in float32."""
-        loss_B = self._loss(prediction_BCHW.float(), target_BCHW.float()).mean((1, 2, 3))
-        return loss_B * self.weight_T[timesteps_B]
+    def error(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """How wrong every value is, ``error_BCHW``, in float32."""
+        return self._loss(prediction_BCHW.float(), target_BCHW.float())
+
+    def weigh(self, error_B: Tensor, timesteps_B: Tensor) -> Tensor:
+        """``loss_B`` of samples whose mean error is given."""
+        return error_B * self.weight_T[timesteps_B]
 
 
 def diffusion_for(settings: DiffusionSettings, model: Model) -> Diffusion:

@@ -89,11 +89,14 @@ class Flow:
         """ε − x, the same all along the way."""
         return noise_BCHW - latents_BCHW
 
-    def loss(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Weighted loss of each sample, ``loss_B``, in float32."""
-        loss_B = self._loss(prediction_BCHW.float(), target_BCHW.float()).mean((1, 2, 3))
+    def error(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """How wrong every value is, ``error_BCHW``, in float32."""
+        return self._loss(prediction_BCHW.float(), target_BCHW.float())
+
+    def weigh(self, error_B: Tensor, timesteps_B: Tensor) -> Tensor:
+        """``loss_B`` of samples whose mean error is given."""
         s_B = _shares(timesteps_B)
-        return loss_B * self._weigh(((1 - s_B) / s_B).square(), "flow", self.settings)
+        return error_B * self._weigh(((1 - s_B) / s_B).square(), "flow", self.settings)
 
 
 def flow_for(settings: FlowSettings, model: Model) -> Flow:

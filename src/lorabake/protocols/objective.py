@@ -49,6 +49,10 @@ class Objective(Protocol):
         """What the denoiser should answer."""
         ...
 
-    def loss(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Weighted loss of each sample, ``loss_B``, in float32."""
+    def error(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
+        """How wrong every value is, ``error_BCHW``, in float32."""
+        ...
+
+    def weigh(self, error_B: Tensor, timesteps_B: Tensor) -> Tensor:
+        """``loss_B`` of samples whose mean error is given: how much each counts is a matter of its timestep."""
         ...

@@ -181,7 +181,8 @@ def loss_of(model: Model, objective: Objective, inputs: Inputs) -> Tensor:
     noisy_BCHW = objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
     prediction_BCHW = model.predict(noisy_BCHW, timesteps_B, conditioning_of(model, told))
     target_BCHW = objective.target(latents_BCHW, noise_BCHW, timesteps_B)
-    return objective.loss(prediction_BCHW, target_BCHW, timesteps_B).mean()
+    error_B = objective.error(prediction_BCHW, target_BCHW, timesteps_B).mean((1, 2, 3))
+    return objective.weigh(error_B, timesteps_B).mean()
 
 
 def _epoch(bake: Bake, epoch: int, skip: int) -> Iterator[Sequence[Batch]]:

@@ -130,7 +130,8 @@ def test_loss_and_every_gradient_are_those_of_diffusers(model: Model, grafted: G
     objective = flow_for(FlowSettings(), model)
     noisy = objective.corrupt(latents, noise, timesteps)
     output = model.predict(noisy, timesteps, model.encode_text(model.tokenize(CAPTIONS)))
-    loss = objective.loss(output, objective.target(latents, noise, timesteps), timesteps).mean()
+    error = objective.error(output, objective.target(latents, noise, timesteps), timesteps).mean((1, 2, 3))
+    loss = objective.weigh(error, timesteps).mean()
     loss.backward()
     parameters = {name: p for named in grafted.parameters().values() for name, p in named.items()}
 

@@ -90,7 +90,8 @@ def test_loss_and_gradients_are_those_of_merged_weights_in_diffusers(
     objective = diffusion_for(DiffusionSettings(weighting="none"), model)
     conditioning = model.encode_text(ids) | model.frame(FRAMINGS)
     output = model.predict(objective.corrupt(latents, noise, timesteps), timesteps, conditioning)
-    loss = objective.loss(output, objective.target(latents, noise, timesteps), timesteps).mean()
+    error = objective.error(output, objective.target(latents, noise, timesteps), timesteps).mean((1, 2, 3))
+    loss = objective.weigh(error, timesteps).mean()
     parameters = {name: p for named in grafted.parameters().values() for name, p in named.items()}
     loss.backward()
 
