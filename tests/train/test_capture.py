@@ -350,6 +350,7 @@ def meta_inputs(model: Model, trained: bool) -> dict[str, Tensor]:
         "latents_BCHW": torch.zeros(2, channels, 16, 16),
         "noise_BCHW": torch.zeros(2, channels, 16, 16),
         "timesteps_B": torch.zeros(2, dtype=torch.int64 if whole else torch.float32),
+        "mask_B1HW": torch.ones(2, 1, 16, 16),
         **told,
         **model.frame([framing, framing]),
     }

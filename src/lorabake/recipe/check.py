@@ -14,6 +14,8 @@ from lorabake.dataset.buckets import idle_settings as idle_buckets
 from lorabake.dataset.caption import CaptionConfig
 from lorabake.dataset.caption import idle_settings as idle_captions
 from lorabake.dataset.folder import Dataset, open_dataset
+from lorabake.dataset.masks import Mask, MaskConfig, Masks, read_masks
+from lorabake.dataset.masks import idle_settings as idle_masks
 from lorabake.families import caption_readers, family_card, inspect_model
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
@@ -37,6 +39,8 @@ class Checked:
     """What is allowed and probably not meant."""
     captions: tuple[SeenCaption, ...]
     """What the text encoders see of each of the dataset's samples; empty where the family does not say."""
+    masks: tuple[Mask | None, ...] = ()
+    """The mask of each of the dataset's samples as it is in its bucket; None counts whole. Empty where masks are not asked for."""
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
@@ -66,12 +70,14 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     problems.extend(about_model)
     dataset = _dataset(values, problems)
     placements = _placements(values, facts, dataset, problems)
+    masks = _masks(values, facts, dataset, placements, problems)
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
-    return Checked(recipe, facts, dataset, placements, _warnings(recipe, facts, dataset, captions), captions)
+    warnings = (*_warnings(recipe, facts, dataset, captions), *masks.notes)
+    return Checked(recipe, facts, dataset, placements, warnings, captions, masks.of_samples)
 
 
 def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iterator[Problem]:
@@ -174,6 +180,31 @@ def _placements(
     return tuple(placements)
 
 
+def _masks(
+    values: Mapping[str, Any],
+    facts: ModelFacts | None,
+    dataset: Dataset | None,
+    placements: Sequence[Placement],
+    problems: list[Problem],
+) -> Masks:
+    """The pictures' masks; empty where anything that they depend on is not right yet."""
+    if facts is None or dataset is None or len(placements) != len(dataset):
+        return Masks(())
+    config: MaskConfig = values["data"].masks
+    found = read_masks(dataset.samples, placements, config, facts.latent_scale)
+    problems.extend(found.problems)
+    if config.source != "none" and not found.problems and not any(mask is not None for mask in found.of_samples):
+        wanted = {
+            "files": "Put a mask 001.png for the picture 001.png into a folder masks, or 001-masklabel.png beside it",
+            "alpha": "Use pictures with transparency",
+        }
+        why = " ".join(found.notes) or f"none of the {len(dataset)} pictures has a mask."
+        problems.append(
+            Problem("data.masks.source", f"'{config.source}': {why} {wanted[config.source]}, or leave this out.")
+        )
+    return found
+
+
 def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Sequence[SeenCaption]) -> tuple[str, ...]:
     options = family_card(facts).text_options
     return (
@@ -182,6 +213,7 @@ def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Seq
         *dataset.notes,
         *_idle_text_options(recipe, facts, options),
         *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
+        *(f"data.masks.{idle}" for idle in idle_masks(recipe.data.masks)),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
         *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),
         *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),

@@ -13,6 +13,7 @@ from lorabake.base.cards import Settings
 from lorabake.base.units import Duration, Epochs
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.dataset.caption import CaptionConfig
+from lorabake.dataset.masks import MaskConfig
 from lorabake.protocols.family import MOST_T5_TOKENS, TextOption, TextOptions
 
 MaxTokens = Literal[75, 150, 225]
@@ -61,6 +62,8 @@ class DataSettings(Settings):
     """Sizes that pictures are fitted into."""
     captions: CaptionConfig = CaptionConfig()
     """What is done to captions at each step."""
+    masks: MaskConfig = MaskConfig()
+    """Which places of the pictures are trained."""
 
 
 class RateSettings(Settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from lorabake.recipe import Checked, Recipe
 from lorabake.train.capture import Captured, CudaGraphs
 from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
+from lorabake.train.masks import MaskInputs
 from lorabake.train.text import TextSource
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -78,6 +79,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         steps_per_epoch=per_epoch,
         total_steps=recipe.train.length.steps(per_epoch),
         captured=_captured(model, objective, grafted, groups, events),
+        more_inputs=[*_mask_inputs(checked, views, latents)],
     )
 
 
@@ -112,6 +114,16 @@ def _latents(
     flat = [view for of_sample in views for view in of_sample]
     found = iter(cached_latents(flat, model, checked.dataset.path / CACHE, progress, not_kept))
     return [[next(found) for _ in of_sample] for of_sample in views]
+
+
+def _mask_inputs(
+    checked: Checked, views: Sequence[Sequence[View]], latents: Sequence[Sequence[torch.Tensor]]
+) -> Iterator[MaskInputs]:
+    """What gives each batch its masks, where this run has any."""
+    if any(mask is not None for mask in checked.masks):
+        mirrored = [[view.mirrored for view in of_sample] for of_sample in views]
+        cells = [of_sample[0].shape[1:] for of_sample in latents]
+        yield MaskInputs(checked.masks, mirrored, cells, checked.recipe.data.masks, checked.recipe.train.seed)
 
 
 def _captured(

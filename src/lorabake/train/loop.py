@@ -30,6 +30,19 @@ from lorabake.train.text import TextSource, conditioning_of
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """Which batch inputs are asked for."""
+
+    step: int
+    micro: int
+    """Which batch of the step."""
+    views: Sequence[tuple[int, int]]
+    """Sample and view of each row."""
+    captions: Sequence[str]
+    """Of each row, as the model is told them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Bake:
     """Everything one run works with, ready to step."""
 
@@ -51,6 +64,8 @@ class Bake:
     total_steps: int
     captured: Captured | None = None
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
+    more_inputs: Sequence[Callable[[Asked], Inputs]] = ()
+    """What else the loss of this run is computed from (see :func:`loss_of`), by what makes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +181,8 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
         **bake.text(captions),
         **bake.model.frame([bake.framings[index][view] for index, view in views]),
     }
+    for more in bake.more_inputs:
+        inputs |= more(Asked(step, micro, views, captions))
     if bake.model.device.type == "cuda":
         return {name: tensor.pin_memory() for name, tensor in inputs.items()}
     return inputs
@@ -174,15 +191,19 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
 def loss_of(model: Model, objective: Objective, inputs: Inputs) -> Tensor:
     """Mean loss of a batch, 0-d, given its inputs on the model's device.
 
-    Nothing but operations on that device, whose order depends on shapes alone: so a GPU can record them and run them again.
+    Nothing but operations on that device, whose order depends on shapes alone: so a GPU can record them and run them again. Inputs that
+    not every run has: ``mask_B1HW``, how much each place counts in the mean over a picture.
     """
     told = dict(inputs)
     latents_BCHW, noise_BCHW, timesteps_B = (told.pop(name) for name in ("latents_BCHW", "noise_BCHW", "timesteps_B"))
+    mask_B1HW = told.pop("mask_B1HW", None)
     noisy_BCHW = objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
     prediction_BCHW = model.predict(noisy_BCHW, timesteps_B, conditioning_of(model, told))
     target_BCHW = objective.target(latents_BCHW, noise_BCHW, timesteps_B)
-    error_B = objective.error(prediction_BCHW, target_BCHW, timesteps_B).mean((1, 2, 3))
-    return objective.weigh(error_B, timesteps_B).mean()
+    error_BCHW = objective.error(prediction_BCHW, target_BCHW, timesteps_B)
+    if mask_B1HW is not None:
+        error_BCHW = error_BCHW * mask_B1HW
+    return objective.weigh(error_BCHW.mean((1, 2, 3)), timesteps_B).mean()
 
 
 def _epoch(bake: Bake, epoch: int, skip: int) -> Iterator[Sequence[Batch]]:

@@ -19,6 +19,8 @@ from lorabake.base.events import EventLog, Events
 from lorabake.base.files import write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
+from lorabake.dataset.folder import Sample
+from lorabake.dataset.masks import Mask
 from lorabake.families import family_card
 from lorabake.recipe import Checked
 from lorabake.recipe.toml import to_toml
@@ -200,11 +202,18 @@ class _Session:
 
 
 def _pictures(checked: Checked) -> dict[str, str]:
-    """A fingerprint of every picture with its caption and repeats, by name."""
+    """A fingerprint of every picture with its caption and repeats, and its mask where masks are used, by name."""
+    masks = checked.masks or [None] * len(checked.dataset)
     return {
-        sample.name: hashlib.sha256(repr((sample.sha256, sample.caption, sample.repeats)).encode()).hexdigest()[:32]
-        for sample in checked.dataset.samples
+        sample.name: _fingerprint(sample, mask) for sample, mask in zip(checked.dataset.samples, masks, strict=True)
     }
+
+
+def _fingerprint(sample: Sample, mask_HW: Mask | None) -> str:
+    facts: tuple[Any, ...] = (sample.sha256, sample.caption, sample.repeats)
+    if mask_HW is not None:
+        facts += (mask_HW.shape, hashlib.sha256(mask_HW.tobytes()).hexdigest())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def _lock(checked: Checked) -> dict[str, str]:
