@@ -7,6 +7,7 @@ shuffled into the middle.
 
 from __future__ import annotations
 
+import functools
 import random
 
 from pydantic import Field, model_validator
@@ -94,6 +95,12 @@ def full_caption(text: str, config: CaptionConfig) -> str:
         return text
     front, flexible, back = _split(text, config)
     return _joiner(config).join([*front, *flexible, *back])
+
+
+@functools.lru_cache(maxsize=16)
+def without_additions(config: CaptionConfig) -> CaptionConfig:
+    """The same without prefix and suffix, which often hold what is being learnt: for pictures of something else."""
+    return config.model_copy(update={"prefix": "", "suffix": ""})
 
 
 def is_static(config: CaptionConfig) -> bool:

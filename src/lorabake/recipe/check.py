@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -9,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.dataset.buckets import Placement, bucket_problems, place
+from lorabake.dataset.buckets import Placement, bucket_problems
 from lorabake.dataset.buckets import idle_settings as idle_buckets
 from lorabake.dataset.caption import CaptionConfig
 from lorabake.dataset.caption import idle_settings as idle_captions
 from lorabake.dataset.folder import Dataset, open_dataset
 from lorabake.dataset.masks import Mask, MaskConfig, Masks, read_masks
 from lorabake.dataset.masks import idle_settings as idle_masks
+from lorabake.dataset.order import batches_per_epoch
 from lorabake.families import caption_readers, family_card, inspect_model
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
 from lorabake.recipe.objectives import idle_settings as idle_rules
+from lorabake.recipe.pictures import Pictures, Regularisation, open_regularisation, placed, regularisation_notes
+from lorabake.recipe.pictures import idle_settings as idle_pictures
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
 from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings
@@ -41,6 +46,35 @@ class Checked:
     """What the text encoders see of each of the dataset's samples; empty where the family does not say."""
     masks: tuple[Mask | None, ...] = ()
     """The mask of each of the dataset's samples as it is in its bucket; None counts whole. Empty where masks are not asked for."""
+    regularisation: Regularisation | None = None
+
+    @property
+    def pictures(self) -> tuple[Pictures, ...]:
+        """All that is trained on, by folder: the dataset, then the regularisation folders."""
+        own = Pictures(self.dataset.path, self.dataset.samples, self.placements, self.masks)
+        return (own, *(self.regularisation.folders if self.regularisation else ()))
+
+    @property
+    def entries(self) -> int:
+        """Pictures per epoch, repeats and regularisation pictures included."""
+        return self.dataset.entries + (self.regularisation.turns.entries if self.regularisation else 0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+        buckets = [placement.bucket_wh for placement in self.placements]
+        repeats = [sample.repeats for sample in self.dataset.samples]
+        if self.regularisation:
+            turns = self.regularisation.turns
+            buckets += turns.buckets
+            repeats += turns.of_epoch(0)  # every epoch has as many of each bucket
+        batches = batches_per_epoch(buckets, repeats, self.recipe.train.batch_size)
+        return math.ceil(batches / self.recipe.train.gradient_accumulation)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.recipe.train.length.steps(self.steps_per_epoch)
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
@@ -71,13 +105,23 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     dataset = _dataset(values, problems)
     placements = _placements(values, facts, dataset, problems)
     masks = _masks(values, facts, dataset, placements, problems)
+    notes = list(masks.notes)
+    regularisation = _regularisation(values, facts, dataset, problems, notes)
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
-    warnings = (*_warnings(recipe, facts, dataset, captions), *masks.notes)
-    return Checked(recipe, facts, dataset, placements, warnings, captions, masks.of_samples)
+    warnings = (*_warnings(recipe, facts, dataset, captions), *notes)
+    checked = Checked(recipe, facts, dataset, placements, warnings, captions, masks.of_samples, regularisation)
+    return dataclasses.replace(checked, warnings=(*warnings, *_stated(checked)))
+
+
+def _stated(checked: Checked) -> Iterator[str]:
+    """What follows from everything together, and is to be known before the run."""
+    if checked.regularisation:
+        epochs = math.ceil(checked.total_steps / checked.steps_per_epoch)
+        yield from regularisation_notes(checked.regularisation, checked.dataset.entries, epochs)
 
 
 def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iterator[Problem]:
@@ -171,13 +215,7 @@ def _placements(
     problems.extend(found)
     if found or dataset is None:
         return ()
-    placements = []
-    for sample in dataset.samples:
-        try:
-            placements.append(place((sample.width, sample.height), buckets))
-        except UserError as error:
-            problems.append(Problem(sample.name, str(error)))
-    return tuple(placements)
+    return placed(dataset.samples, buckets, problems)
 
 
 def _masks(
@@ -205,6 +243,22 @@ def _masks(
     return found
 
 
+def _regularisation(
+    values: Mapping[str, Any],
+    facts: ModelFacts | None,
+    dataset: Dataset | None,
+    problems: list[Problem],
+    notes: list[str],
+) -> Regularisation | None:
+    if facts is None or dataset is None or "train" not in values:
+        return None
+    buckets = resolve_buckets(values["data"].buckets, facts)
+    if bucket_problems(buckets):
+        return None
+    seed: int = values["train"].seed
+    return open_regularisation(values["data"], dataset, buckets, facts.latent_scale, seed, problems, notes)
+
+
 def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Sequence[SeenCaption]) -> tuple[str, ...]:
     options = family_card(facts).text_options
     return (
@@ -213,6 +267,7 @@ def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Seq
         *dataset.notes,
         *_idle_text_options(recipe, facts, options),
         *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
+        *(f"data.{idle}" for idle in idle_pictures(recipe.data)),
         *(f"data.masks.{idle}" for idle in idle_masks(recipe.data.masks)),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
         *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),

@@ -56,6 +56,13 @@ class DataSettings(Settings):
 
     folder: Path
     """Dataset folder: subfolders named R_name (R = repeats per epoch), or pictures directly in it; captions beside them as .txt."""
+    regularisation: tuple[Path, ...] = ()
+    """Folders of regularisation pictures: the class without what is being learnt, best drawn by the base model itself, named as in `folder` and lying
+    apart from it. Every epoch takes some of them in turn, and says how many. Their captions get no prefix or suffix. Default: none."""
+    regularisation_ratio: float = Field(default=1.0, gt=0, le=100)
+    """Regularisation pictures per training picture and epoch, repeats counted. Default 1, as is the custom: an epoch is twice as long."""
+    prior_loss_weight: float = Field(default=1.0, gt=0, le=100)
+    """What the loss of regularisation pictures is multiplied by. Default 1; 0.3 to 1 is usual, less holds the class less."""
     flip: bool = False
     """Show each picture mirrored half of the time. Not for subjects that are not symmetric."""
     buckets: BucketConfig = BucketConfig()
@@ -64,6 +71,13 @@ class DataSettings(Settings):
     """What is done to captions at each step."""
     masks: MaskConfig = MaskConfig()
     """Which places of the pictures are trained."""
+
+    @field_validator("regularisation", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, given: Any) -> Any:
+        if isinstance(given, str | Path):
+            return (given,)
+        return tuple(given) if isinstance(given, list) else given
 
 
 class RateSettings(Settings):

@@ -15,9 +15,10 @@ from torch import Tensor
 from lorabake.base.errors import NotFinite
 from lorabake.base.events import Events
 from lorabake.base.streams import random_stream, stream_seed, torch_stream
-from lorabake.dataset.caption import caption_for_step
+from lorabake.dataset.caption import CaptionConfig, caption_for_step, without_additions
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.order import Batch, epoch_batches
+from lorabake.dataset.regularisation import Turns
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
@@ -64,8 +65,20 @@ class Bake:
     total_steps: int
     captured: Captured | None = None
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
+    turns: Turns | None = None
+    """How regularisation pictures take turns; they are the last of the samples."""
     more_inputs: Sequence[Callable[[Asked], Inputs]] = ()
     """What else the loss of this run is computed from (see :func:`loss_of`), by what makes it."""
+
+    @property
+    def trained(self) -> int:
+        """How many of the samples, the first ones, are training pictures."""
+        return len(self.samples) - (len(self.turns.buckets) if self.turns else 0)
+
+    def captions_of(self, index: int) -> CaptionConfig:
+        """What is done to a sample's caption."""
+        config = self.recipe.data.captions
+        return config if index < self.trained else without_additions(config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +183,7 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
     latents_BCHW = torch.stack([bake.latents[index][view] for index, view in views])
     captions = [
         caption_for_step(
-            bake.samples[index].caption, bake.recipe.data.captions, random_stream(seed, "captions", step, micro, slot)
+            bake.samples[index].caption, bake.captions_of(index), random_stream(seed, "captions", step, micro, slot)
         )
         for slot, index in enumerate(batch)
     ]
@@ -192,24 +205,27 @@ def loss_of(model: Model, objective: Objective, inputs: Inputs) -> Tensor:
     """Mean loss of a batch, 0-d, given its inputs on the model's device.
 
     Nothing but operations on that device, whose order depends on shapes alone: so a GPU can record them and run them again. Inputs that
-    not every run has: ``mask_B1HW``, how much each place counts in the mean over a picture.
+    not every run has: ``mask_B1HW``, how much each place counts in the mean over a picture; ``weight_B``, how much each picture.
     """
     told = dict(inputs)
     latents_BCHW, noise_BCHW, timesteps_B = (told.pop(name) for name in ("latents_BCHW", "noise_BCHW", "timesteps_B"))
-    mask_B1HW = told.pop("mask_B1HW", None)
+    mask_B1HW, weight_B = told.pop("mask_B1HW", None), told.pop("weight_B", None)
     noisy_BCHW = objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
     prediction_BCHW = model.predict(noisy_BCHW, timesteps_B, conditioning_of(model, told))
     target_BCHW = objective.target(latents_BCHW, noise_BCHW, timesteps_B)
     error_BCHW = objective.error(prediction_BCHW, target_BCHW, timesteps_B)
     if mask_B1HW is not None:
         error_BCHW = error_BCHW * mask_B1HW
-    return objective.weigh(error_BCHW.mean((1, 2, 3)), timesteps_B).mean()
+    loss_B = objective.weigh(error_BCHW.mean((1, 2, 3)), timesteps_B)
+    return (loss_B if weight_B is None else loss_B * weight_B).mean()
 
 
 def _epoch(bake: Bake, epoch: int, skip: int) -> Iterator[Sequence[Batch]]:
     """The batches of each optimizer step of one epoch, from step ``skip`` of it."""
     train = bake.recipe.train
-    repeats = [sample.repeats for sample in bake.samples]
+    repeats = [sample.repeats for sample in bake.samples[: bake.trained]]
+    if bake.turns is not None:
+        repeats += bake.turns.of_epoch(epoch)
     batches = epoch_batches(bake.buckets, repeats, train.batch_size, train.seed, epoch)
     for start in range(skip * train.gradient_accumulation, len(batches), train.gradient_accumulation):
         yield batches[start : start + train.gradient_accumulation]

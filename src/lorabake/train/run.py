@@ -35,7 +35,7 @@ from lorabake.train.loop import Bake, run_loop
 from lorabake.train.prediction import check_prediction
 from lorabake.train.state import Progress, load_state, save_state
 
-_FREE = ("data.folder", "model.base", "save.", "sample.", "output.")
+_FREE = ("data.folder", "data.regularisation", "model.base", "save.", "sample.", "output.")
 """Settings that may change between sittings, because no weight depends on them. Folders may be moved: what is in them is in the lock."""
 
 
@@ -203,9 +203,10 @@ class _Session:
 
 def _pictures(checked: Checked) -> dict[str, str]:
     """A fingerprint of every picture with its caption and repeats, and its mask where masks are used, by name."""
-    masks = checked.masks or [None] * len(checked.dataset)
     return {
-        sample.name: _fingerprint(sample, mask) for sample, mask in zip(checked.dataset.samples, masks, strict=True)
+        f"{kind}{sample.name}": _fingerprint(sample, mask)
+        for kind, pictures in zip(["", *["regularisation: "] * len(checked.pictures)], checked.pictures, strict=False)
+        for sample, mask in zip(pictures.samples, pictures.masks or [None] * len(pictures.samples), strict=True)
     }
 
 
