@@ -25,6 +25,7 @@ from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
 from lorabake.recipe.objectives import idle_settings as idle_rules
 from lorabake.recipe.pictures import Pictures, Regularisation, open_regularisation, placed, regularisation_notes
 from lorabake.recipe.pictures import idle_settings as idle_pictures
+from lorabake.recipe.preservation import preservation_notes, preservation_problems, with_trigger
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
 from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings
@@ -109,6 +110,7 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     regularisation = _regularisation(values, facts, dataset, problems, notes)
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts))
+    problems.extend(_preservation(values, dataset))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
@@ -119,6 +121,7 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
 
 def _stated(checked: Checked) -> Iterator[str]:
     """What follows from everything together, and is to be known before the run."""
+    yield from preservation_notes(checked.recipe.preservation, checked.recipe.data, checked.dataset.samples)
     if checked.regularisation:
         epochs = math.ceil(checked.total_steps / checked.steps_per_epoch)
         yield from regularisation_notes(checked.regularisation, checked.dataset.entries, epochs)
@@ -139,6 +142,12 @@ def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iter
     if train is not None and adapter is not None and train.precision == "bf16" and adapter_card(adapter).trains_base:
         what = f"'bf16': adapter '{adapter.name}' trains the weights themselves, which needs fp32. Leave precision out."
         yield Problem("train.precision", what)
+
+
+def _preservation(values: Mapping[str, Any], dataset: Dataset | None) -> Iterator[Problem]:
+    if {"preservation", "data", "output"} <= values.keys():
+        settings = with_trigger(values["preservation"], values["output"].trigger)
+        yield from preservation_problems(settings, values["data"], dataset.samples if dataset else ())
 
 
 def _facts(model: ModelSettings | None, problems: list[Problem]) -> ModelFacts | None:

@@ -21,10 +21,12 @@ from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Checked, Recipe
 from lorabake.recipe.pictures import Pictures
+from lorabake.train.asked import Asked
 from lorabake.train.capture import Captured, CudaGraphs, Inputs
 from lorabake.train.latents import View, cached_latents
-from lorabake.train.loop import Asked, Bake, loss_of
+from lorabake.train.loop import Bake, loss_of
 from lorabake.train.masks import MaskInputs
+from lorabake.train.preservation import KeptInputs
 from lorabake.train.text import TextSource
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,13 +63,14 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     model.checkpoint_gradients(recipe.train.gradient_checkpointing)
     groups = [FlatGroup(part, parameters) for part, parameters in grafted.parameters().items()]
     base_rates = [rates[group.name] for group in groups]  # pyright: ignore[reportArgumentType]
+    text = TextSource(model, trained=text_rate > 0, repeating=is_static(recipe.data.captions))
     objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
     return Bake(
         recipe=recipe,
         model=model,
         graft=grafted,
         objective=objective,
-        text=TextSource(model, trained=text_rate > 0, repeating=is_static(recipe.data.captions)),
+        text=text,
         groups=groups,
         base_rates=base_rates,
         optimizer=_optimizer(recipe, groups, base_rates),
@@ -79,7 +82,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         total_steps=checked.total_steps,
         captured=_captured(model, objective, grafted, groups, events),
         turns=checked.regularisation.turns if checked.regularisation else None,
-        more_inputs=list(_more_inputs(checked, views, latents)),
+        more_inputs=list(_more_inputs(checked, views, latents, text)),
     )
 
 
@@ -110,15 +113,18 @@ def _latents(
 
 
 def _more_inputs(
-    checked: Checked, views: Sequence[Sequence[View]], latents: Sequence[Sequence[torch.Tensor]]
+    checked: Checked, views: Sequence[Sequence[View]], latents: Sequence[Sequence[torch.Tensor]], text: TextSource
 ) -> Iterator[Callable[[Asked], Inputs]]:
     """What makes the inputs that not every run's loss is computed from."""
     recipe, regularisation = checked.recipe, checked.regularisation
+    if recipe.preservation.weight > 0:
+        yield KeptInputs(text, recipe.preservation, recipe.train.seed)
     masks = [mask for of in checked.pictures for mask in of.masks or [None] * len(of.samples)]
     if any(mask is not None for mask in masks):
         mirrored = [[view.mirrored for view in of_sample] for of_sample in views]
         cells = [of_sample[0].shape[1:] for of_sample in latents]
-        yield MaskInputs(masks, mirrored, cells, recipe.data.masks, recipe.train.seed)
+        outside = recipe.preservation.outside_masks
+        yield MaskInputs(masks, mirrored, cells, recipe.data.masks, recipe.train.seed, outside)
     if regularisation and regularisation.weight != 1:
         counts = [1.0] * len(checked.dataset) + [regularisation.weight] * len(regularisation.samples)
         yield lambda asked: {"weight_B": torch.tensor([counts[index] for index, _ in asked.views])}
@@ -134,7 +140,7 @@ def _captured(
     def not_recorded(reason: str) -> None:
         events.emit("not_recorded", reason=reason)
 
-    of_inputs, record = functools.partial(loss_of, model, objective), CudaGraphs(model.device)
+    of_inputs, record = functools.partial(loss_of, model, objective, graft=grafted), CudaGraphs(model.device)
     return Captured(of_inputs, groups, model.device, record, not_recorded, grafted.ahead)
 
 

@@ -26,21 +26,10 @@ from lorabake.protocols.family import Framing, Model
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Recipe
+from lorabake.train.asked import Asked
 from lorabake.train.capture import Captured, Inputs
+from lorabake.train.preservation import base_answer, kept_losses, taken
 from lorabake.train.text import TextSource, conditioning_of
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Which batch inputs are asked for."""
-
-    step: int
-    micro: int
-    """Which batch of the step."""
-    views: Sequence[tuple[int, int]]
-    """Sample and view of each row."""
-    captions: Sequence[str]
-    """Of each row, as the model is told them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +157,7 @@ def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:
     """Mean loss of one batch, differentiable in the adapter's weights."""
     inputs = batch_inputs(bake, step, micro, batch)
     on_device = {name: tensor.to(bake.model.device, non_blocking=True) for name, tensor in inputs.items()}
-    return loss_of(bake.model, bake.objective, on_device)
+    return loss_of(bake.model, bake.objective, on_device, bake.graft)
 
 
 def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
@@ -201,23 +190,33 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
     return inputs
 
 
-def loss_of(model: Model, objective: Objective, inputs: Inputs) -> Tensor:
+def loss_of(model: Model, objective: Objective, inputs: Inputs, graft: Graft | None = None) -> Tensor:
     """Mean loss of a batch, 0-d, given its inputs on the model's device.
 
     Nothing but operations on that device, whose order depends on shapes alone: so a GPU can record them and run them again. Inputs that
-    not every run has: ``mask_B1HW``, how much each place counts in the mean over a picture; ``weight_B``, how much each picture.
+    not every run has: ``mask_B1HW``, how much each place counts in the mean over a picture; ``weight_B``, how much each picture;
+    ``outside_B1HW``, how much the base's own answer counts at each place; and what is told of captions that are to be answered as the base
+    does (:mod:`lorabake.train.preservation`). For the last two the adapter is needed, to ask the base without it.
     """
     told = dict(inputs)
     latents_BCHW, noise_BCHW, timesteps_B = (told.pop(name) for name in ("latents_BCHW", "noise_BCHW", "timesteps_B"))
-    mask_B1HW, weight_B = told.pop("mask_B1HW", None), told.pop("weight_B", None)
+    mask_B1HW, weight_B, outside_B1HW = (told.pop(name, None) for name in ("mask_B1HW", "weight_B", "outside_B1HW"))
+    kept = taken(told)
     noisy_BCHW = objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
     prediction_BCHW = model.predict(noisy_BCHW, timesteps_B, conditioning_of(model, told))
     target_BCHW = objective.target(latents_BCHW, noise_BCHW, timesteps_B)
     error_BCHW = objective.error(prediction_BCHW, target_BCHW, timesteps_B)
     if mask_B1HW is not None:
         error_BCHW = error_BCHW * mask_B1HW
+    if outside_B1HW is not None:
+        base_BCHW = base_answer(model, graft, noisy_BCHW, timesteps_B, told)
+        error_BCHW = error_BCHW + objective.error(prediction_BCHW, base_BCHW, timesteps_B) * outside_B1HW
     loss_B = objective.weigh(error_BCHW.mean((1, 2, 3)), timesteps_B)
-    return (loss_B if weight_B is None else loss_B * weight_B).mean()
+    if weight_B is not None:
+        loss_B = loss_B * weight_B
+    if kept:
+        loss_B = loss_B + kept_losses(model, objective, graft, noisy_BCHW, timesteps_B, told, kept)
+    return loss_B.mean()
 
 
 def _epoch(bake: Bake, epoch: int, skip: int) -> Iterator[Sequence[Batch]]:
