@@ -15,7 +15,7 @@ from lorabake.dataset.buckets import Placement, bucket_problems
 from lorabake.dataset.buckets import idle_settings as idle_buckets
 from lorabake.dataset.caption import CaptionConfig
 from lorabake.dataset.caption import idle_settings as idle_captions
-from lorabake.dataset.folder import Dataset, open_dataset
+from lorabake.dataset.folder import Dataset, Sample, open_dataset
 from lorabake.dataset.masks import Mask, MaskConfig, Masks, read_masks
 from lorabake.dataset.masks import idle_settings as idle_masks
 from lorabake.dataset.order import batches_per_epoch
@@ -23,13 +23,22 @@ from lorabake.families import caption_readers, family_card, inspect_model
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
 from lorabake.recipe.objectives import idle_settings as idle_rules
-from lorabake.recipe.pictures import Pictures, Regularisation, open_regularisation, placed, regularisation_notes
+from lorabake.recipe.pictures import (
+    Pictures,
+    Regularisation,
+    open_beside,
+    open_regularisation,
+    pictures,
+    placed,
+    regularisation_notes,
+)
 from lorabake.recipe.pictures import idle_settings as idle_pictures
 from lorabake.recipe.preservation import preservation_notes, preservation_problems, with_trigger
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
-from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings
+from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings, ValidationSettings
 from lorabake.recipe.seen import SeenCaption, see_captions, token_warnings
+from lorabake.recipe.validation import split, validation_notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,8 @@ class Checked:
     masks: tuple[Mask | None, ...] = ()
     """The mask of each of the dataset's samples as it is in its bucket; None counts whole. Empty where masks are not asked for."""
     regularisation: Regularisation | None = None
+    held_out: Pictures | None = None
+    """Pictures that are asked about and never trained on; they are none of the dataset's samples any more."""
 
     @property
     def pictures(self) -> tuple[Pictures, ...]:
@@ -103,11 +114,12 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
         del raw["objective"]  # nobody can tell whose settings these are
     values = parse_sections(raw, problems, facts.prediction if facts else None)
     problems.extend(about_model)
-    dataset = _dataset(values, problems)
+    dataset, kept_back = _split(values, _dataset(values, problems), problems)
     placements = _placements(values, facts, dataset, problems)
     masks = _masks(values, facts, dataset, placements, problems)
     notes = list(masks.notes)
     regularisation = _regularisation(values, facts, dataset, problems, notes)
+    held_out = _held_out(values, facts, dataset, kept_back, problems)
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts))
     problems.extend(_preservation(values, dataset))
@@ -115,7 +127,9 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
     warnings = (*_warnings(recipe, facts, dataset, captions), *notes)
-    checked = Checked(recipe, facts, dataset, placements, warnings, captions, masks.of_samples, regularisation)
+    checked = Checked(
+        recipe, facts, dataset, placements, warnings, captions, masks.of_samples, regularisation, held_out
+    )
     return dataclasses.replace(checked, warnings=(*warnings, *_stated(checked)))
 
 
@@ -125,6 +139,7 @@ def _stated(checked: Checked) -> Iterator[str]:
     if checked.regularisation:
         epochs = math.ceil(checked.total_steps / checked.steps_per_epoch)
         yield from regularisation_notes(checked.regularisation, checked.dataset.entries, epochs)
+    yield from validation_notes(checked.recipe.validation, checked.held_out, len(checked.dataset))
 
 
 def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iterator[Problem]:
@@ -266,6 +281,39 @@ def _regularisation(
         return None
     seed: int = values["train"].seed
     return open_regularisation(values["data"], dataset, buckets, facts.latent_scale, seed, problems, notes)
+
+
+def _split(
+    values: Mapping[str, Any], dataset: Dataset | None, problems: list[Problem]
+) -> tuple[Dataset | None, tuple[Sample, ...]]:
+    """The pictures to train on, and those of the same folder that are held out."""
+    if dataset is None or "validation" not in values:
+        return dataset, ()
+    training, held_out = split(dataset.samples, values["validation"], problems)
+    return dataclasses.replace(dataset, samples=training) if held_out else dataset, held_out
+
+
+def _held_out(
+    values: Mapping[str, Any],
+    facts: ModelFacts | None,
+    dataset: Dataset | None,
+    kept_back: tuple[Sample, ...],
+    problems: list[Problem],
+) -> Pictures | None:
+    """The pictures that are asked about, wherever they are from."""
+    if facts is None or dataset is None or "validation" not in values:
+        return None
+    settings: ValidationSettings = values["validation"]
+    home, samples = dataset.path, kept_back
+    if settings.folder is not None:
+        found = open_beside(settings.folder, "validation.folder", settings.folder.name, dataset, problems)
+        if found is None:
+            return None
+        home, samples = found.path, found.samples
+    buckets = resolve_buckets(values["data"].buckets, facts)
+    if not samples or bucket_problems(buckets):
+        return None
+    return pictures(home, samples, buckets, values["data"].masks, facts.latent_scale, "held-out pictures", problems)
 
 
 def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Sequence[SeenCaption]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ else:
 _PATHS = (
     ("data", "folder"),
     ("data", "regularisation"),
+    ("validation", "folder"),
     ("model", "base"),
     ("model", "vae"),
     ("model", "text_encoders"),

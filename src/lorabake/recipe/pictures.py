@@ -10,7 +10,7 @@ from pathlib import Path
 from lorabake.base.errors import Problem, Problems, UserError
 from lorabake.dataset.buckets import BucketConfig, Placement, place
 from lorabake.dataset.folder import Dataset, Sample, open_dataset
-from lorabake.dataset.masks import Mask, read_masks
+from lorabake.dataset.masks import Mask, MaskConfig, read_masks
 from lorabake.dataset.regularisation import Turns
 from lorabake.dataset.scan import named
 from lorabake.recipe.sections import DataSettings
@@ -55,6 +55,39 @@ def placed(samples: Iterable[Sample], buckets: BucketConfig, problems: list[Prob
     return tuple(placements)
 
 
+def pictures(
+    home: Path,
+    samples: tuple[Sample, ...],
+    buckets: BucketConfig,
+    masks: MaskConfig,
+    cell: int,
+    called: str,
+    problems: list[Problem],
+    notes: list[str] | None = None,
+) -> Pictures | None:
+    """Pictures with their places and masks; None where something is wrong with one, which is added to ``problems``.
+
+    Args:
+        home: the folder that they are from.
+        samples: the pictures.
+        buckets: with nothing left open.
+        masks: which masks are asked for.
+        cell: pixels of a latent cell along a side.
+        called: what messages call the pictures.
+        problems: added to.
+        notes: added to.
+    """
+    before = len(problems)
+    placements = placed(samples, buckets, problems)
+    if len(problems) > before:
+        return None
+    looks = read_masks(samples, placements, masks, cell, called)
+    problems.extend(looks.problems)
+    if notes is not None:
+        notes.extend(looks.notes)
+    return None if looks.problems else Pictures(home, samples, placements, looks.of_samples)
+
+
 def open_regularisation(
     data: DataSettings,
     dataset: Dataset,
@@ -87,15 +120,11 @@ def open_regularisation(
         if found is None:
             continue
         notes += [f"{where}: {note}" for note in found.notes]
-        placements, wrong = placed(found.samples, buckets, problems), len(problems)
-        masks: tuple[Mask | None, ...] = ()
-        if len(placements) == len(found):
-            looks = read_masks(found.samples, placements, data.masks, cell, "regularisation pictures")
-            problems.extend(looks.problems)
-            notes.extend(looks.notes)
-            masks = looks.of_samples
-        if len(problems) == wrong:
-            folders.append(Pictures(found.path, found.samples, placements, masks))
+        looked_at = pictures(
+            found.path, found.samples, buckets, data.masks, cell, "regularisation pictures", problems, notes
+        )
+        if looked_at:
+            folders.append(looked_at)
     if len(problems) > before or not folders:
         return None
     samples = [sample for folder in folders for sample in folder.samples]

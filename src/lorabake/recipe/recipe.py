@@ -17,6 +17,7 @@ from lorabake.recipe.sections import (
     SampleSettings,
     SaveSettings,
     TrainSettings,
+    ValidationSettings,
 )
 
 
@@ -44,6 +45,7 @@ class Recipe:
     sample: SampleSettings
     output: OutputSettings
     preservation: PreservationSettings = field(default_factory=PreservationSettings)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
     reasons: dict[str, str] = field(default_factory=dict, compare=False)
     """Why a derived value is what it is, by dotted name."""
 
@@ -76,6 +78,7 @@ class Recipe:
             "schedule": {"name": self.schedule.name, **plain(self.schedule.settings)},
             "train": plain(self.train),
             "preservation": plain(self.preservation),
+            "validation": plain(self.validation),
             "save": plain(self.save),
             "sample": plain(self.sample),
             "output": plain(self.output),

@@ -25,9 +25,10 @@ from lorabake.train.asked import Asked
 from lorabake.train.capture import Captured, CudaGraphs, Inputs
 from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
-from lorabake.train.masks import MaskInputs
+from lorabake.train.masks import MaskInputs, weights
 from lorabake.train.preservation import KeptInputs
 from lorabake.train.text import TextSource
+from lorabake.train.validation import HeldOut, inputs_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CACHE = Path(".lorabake", "latents")
@@ -81,6 +82,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         steps_per_epoch=checked.steps_per_epoch,
         total_steps=checked.total_steps,
         captured=_captured(model, objective, grafted, groups, events),
+        held_out=_held_out(checked, model, grafted, objective, text, events, stop),
         turns=checked.regularisation.turns if checked.regularisation else None,
         more_inputs=list(_more_inputs(checked, views, latents, text)),
     )
@@ -110,6 +112,30 @@ def _latents(
     flat = [view for of_sample in views for view in of_sample]
     found = iter(cached_latents(flat, model, home / CACHE, progress, not_kept))
     return [[next(found) for _ in of_sample] for of_sample in views]
+
+
+def _held_out(
+    checked: Checked,
+    model: Model,
+    grafted: Graft,
+    objective: Objective,
+    text: TextSource,
+    events: Events,
+    stop: Callable[[], bool],
+) -> HeldOut | None:
+    """What asks about pictures that are not trained on, where there are any."""
+    pictures, recipe = checked.held_out, checked.recipe
+    if pictures is None:
+        return None
+    views = _seen(pictures, flip=False)
+    latents = [view for (view,) in _latents(views, pictures.home, model, events, stop)]
+    shown = [None if mask is None else weights(mask, recipe.data.masks, mirrored=False) for mask in pictures.masks]
+    masks = shown or [None] * len(pictures.samples)
+    framings = [view.framing for (view,) in views]
+    inputs = inputs_of(
+        pictures, latents, framings, masks, model, objective, text, recipe.data.captions, recipe.validation
+    )
+    return HeldOut(inputs, functools.partial(loss_of, model, objective), model, grafted)
 
 
 def _more_inputs(

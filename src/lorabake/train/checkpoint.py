@@ -58,6 +58,8 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         num_train_images=dataset.entries,
         num_batches_per_epoch=bake.steps_per_epoch * train.gradient_accumulation,
         num_reg_images=sum(regularisation.turns.repeats) if regularisation else 0,
+        num_validation_images=len(checked.held_out.samples) if checked.held_out else 0,
+        **_validation(checked),
         dataset_dirs=_folders(dataset.samples, dataset.path.name),
         reg_dataset_dirs=_folders(regularisation.samples, "") if regularisation else {},
         prior_loss_weight=recipe.data.prior_loss_weight,
@@ -97,6 +99,19 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         **recipe.adapter.settings.metadata(),
         **recipe.objective.settings.metadata(),
     )
+
+
+def _validation(checked: Checked) -> dict[str, Any]:
+    """What kohya's scripts say of held-out pictures; nothing where there are none."""
+    settings = checked.recipe.validation
+    if checked.held_out is None:
+        return {}
+    every = settings.every
+    return {
+        "validation_seed": settings.seed,
+        "validation_split": settings.share,
+        f"validate_every_n_{every.unit}": every.count,
+    }
 
 
 def _arguments(settings: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from lorabake.train.asked import Asked
 from lorabake.train.capture import Captured, Inputs
 from lorabake.train.preservation import base_answer, kept_losses, taken
 from lorabake.train.text import TextSource, conditioning_of
+from lorabake.train.validation import HeldOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class Bake:
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
     turns: Turns | None = None
     """How regularisation pictures take turns; they are the last of the samples."""
+    held_out: HeldOut | None = None
+    """Asks about pictures that are not trained on."""
     more_inputs: Sequence[Callable[[Asked], Inputs]] = ()
     """What else the loss of this run is computed from (see :func:`loss_of`), by what makes it."""
 

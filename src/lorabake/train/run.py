@@ -35,7 +35,16 @@ from lorabake.train.loop import Bake, run_loop
 from lorabake.train.prediction import check_prediction
 from lorabake.train.state import Progress, load_state, save_state
 
-_FREE = ("data.folder", "data.regularisation", "model.base", "save.", "sample.", "output.")
+_FREE = (
+    "data.folder",
+    "data.regularisation",
+    "validation.folder",
+    "validation.folder",
+    "model.base",
+    "save.",
+    "sample.",
+    "output.",
+)
 """Settings that may change between sittings, because no weight depends on them. Folders may be moved: what is in them is in the lock."""
 
 
@@ -138,6 +147,7 @@ class _Session:
     ) -> None:
         self._checked, self._bake, self._run, self._stop, self._prompts = checked, bake, run, stop, prompts
         self._extra = extra
+        self._asks_every = checked.recipe.validation.every.steps(bake.steps_per_epoch)
         self._saves_every = checked.recipe.save.every.steps(bake.steps_per_epoch)
         self._state_due = 0.0
         self._listeners = events
@@ -152,8 +162,9 @@ class _Session:
                 log.truncate(min(progress.log_size, run.events.stat().st_size))
         self._listeners.emit("started", step=progress.step, total_steps=bake.total_steps, steps_per_epoch=bake.steps_per_epoch,
                              weights=sum(group.values.numel() for group in bake.groups), folder=str(run.folder))  # fmt: skip
-        if progress.step == 0 and self._prompts:
+        if progress.step == 0:
             self._draw_samples(0)
+            self._validate(0)
         self._state_due = time.monotonic() + self._checked.recipe.save.state_every
         try:
             steps = run_loop(bake, progress.step, self._log, self._after_step)
@@ -173,11 +184,18 @@ class _Session:
             path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
             self._log.emit("checkpoint", step=step, file=path.relative_to(self._run.folder).as_posix())
             self._draw_samples(step)
+        if last or step % self._asks_every == 0:
+            self._validate(step)
         stop = not last and self._stop()
         if saved or stop or time.monotonic() >= self._state_due:
             save_state(self._run.state, Progress(step, self._file.sync()), bake.groups, bake.optimizer)
             self._state_due = time.monotonic() + self._checked.recipe.save.state_every
         return stop
+
+    def _validate(self, step: int) -> None:
+        """The loss of the held-out pictures, where there are any."""
+        if self._bake.held_out:
+            self._log.emit("validation", step=step, **self._bake.held_out.compare().told())
 
     def _draw_samples(self, step: int) -> None:
         """Sample pictures; a failure to draw is told and never ends the run."""
@@ -203,9 +221,13 @@ class _Session:
 
 def _pictures(checked: Checked) -> dict[str, str]:
     """A fingerprint of every picture with its caption and repeats, and its mask where masks are used, by name."""
+    own, *regularisation = checked.pictures
+    kinds = [("", own), *(("regularisation: ", pictures) for pictures in regularisation)]
+    if checked.held_out:
+        kinds.append(("held out: ", checked.held_out))
     return {
         f"{kind}{sample.name}": _fingerprint(sample, mask)
-        for kind, pictures in zip(["", *["regularisation: "] * len(checked.pictures)], checked.pictures, strict=False)
+        for kind, pictures in kinds
         for sample, mask in zip(pictures.samples, pictures.masks or [None] * len(pictures.samples), strict=True)
     }
 
