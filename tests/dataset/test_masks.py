@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def half(size: tuple[int, int], mode: str = "L") -> Image.Image:
     return image
 
 
-def write(path: Path, image: Image.Image, **options: object) -> None:
+def write(path: Path, image: Image.Image, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
 

@@ -207,7 +207,7 @@ def test_from_recordings_it_is_the_same_to_the_last_bit(called: Path) -> None:
     for recorded in (False, True):
         baked = bake(called, preservation={"weight": 1.0, "share": 0.5}, train={"length": "6 steps"})
         if recorded:
-            of_inputs = partial(loss_of, baked.model, baked.objective, graft=baked.graft)
+            of_inputs = partial(loss_of, baked.model, baked.objective, graft=baked.graft, noted_2B=baked.noted_2B)
             captured = Captured(
                 of_inputs, baked.groups, torch.device("cpu"), lambda step: step, around=baked.graft.ahead
             )

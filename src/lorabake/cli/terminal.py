@@ -131,6 +131,10 @@ class TrainingProgress:
         against = f"{event['change']:+.4f} against the base{reach or ''}" if event["step"] else "the base's own"
         self.say(f"held out at step {event['step']}: loss {event['loss']:.4f} ({against})")
 
+    def _on_picture_losses(self, event: Event) -> None:
+        hard = [f"{row['picture']} ({row['relative']:.1f} times the usual)" for row in event["hard"]]
+        self.say(f"loss of every picture: {event['file']}" + (f". Hard to learn: {', '.join(hard)}" if hard else ""))
+
     def _on_checkpoint(self, event: Event) -> None:
         self.say(f"saved {event['file']}")
 

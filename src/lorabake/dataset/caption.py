@@ -98,7 +98,6 @@ def full_caption(text: str, config: CaptionConfig) -> str:
     return _joiner(config).join([*front, *flexible, *back])
 
 
-@functools.lru_cache(maxsize=16)
 def without_additions(config: CaptionConfig) -> CaptionConfig:
     """The same without prefix and suffix, which often hold what is being learnt: for pictures of something else."""
     return config.model_copy(update={"prefix": "", "suffix": ""})

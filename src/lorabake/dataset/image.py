@@ -118,7 +118,7 @@ def _upright(path: Path, limits: ImageLimits, take: Callable[[Image.Image], Imag
         taken = take(image)
         if taken is not None and orientation != 1:
             return taken.transpose(_UPRIGHT[orientation])
-        return taken.copy() if taken is image else taken
+        return image.copy() if taken is image else taken
 
 
 def probe(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:

@@ -66,6 +66,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     base_rates = [rates[group.name] for group in groups]  # pyright: ignore[reportArgumentType]
     text = TextSource(model, trained=text_rate > 0, repeating=is_static(recipe.data.captions))
     objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
+    noted_2B = torch.zeros(2, recipe.train.batch_size, device=model.device)
     return Bake(
         recipe=recipe,
         model=model,
@@ -81,7 +82,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         buckets=[placement.bucket_wh for pictures in checked.pictures for placement in pictures.placements],
         steps_per_epoch=checked.steps_per_epoch,
         total_steps=checked.total_steps,
-        captured=_captured(model, objective, grafted, groups, events),
+        captured=_captured(model, objective, grafted, noted_2B, groups, events),
+        noted_2B=noted_2B,
         held_out=_held_out(checked, model, grafted, objective, text, events, stop),
         turns=checked.regularisation.turns if checked.regularisation else None,
         more_inputs=list(_more_inputs(checked, views, latents, text)),
@@ -157,7 +159,12 @@ def _more_inputs(
 
 
 def _captured(
-    model: Model, objective: Objective, grafted: Graft, groups: Sequence[FlatGroup], events: Events
+    model: Model,
+    objective: Objective,
+    grafted: Graft,
+    noted_2B: torch.Tensor,
+    groups: Sequence[FlatGroup],
+    events: Events,
 ) -> Captured | None:
     """Recordings pay on a GPU, where launching costs more than computing; a CPU has nothing to gain."""
     if model.device.type != "cuda":
@@ -166,7 +173,10 @@ def _captured(
     def not_recorded(reason: str) -> None:
         events.emit("not_recorded", reason=reason)
 
-    of_inputs, record = functools.partial(loss_of, model, objective, graft=grafted), CudaGraphs(model.device)
+    of_inputs, record = (
+        functools.partial(loss_of, model, objective, graft=grafted, noted_2B=noted_2B),
+        CudaGraphs(model.device),
+    )
     return Captured(of_inputs, groups, model.device, record, not_recorded, grafted.ahead)
 
 

@@ -57,6 +57,8 @@ class Bake:
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
     turns: Turns | None = None
     """How regularisation pictures take turns; they are the last of the samples."""
+    noted_2B: Tensor | None = None
+    """Where :func:`loss_of` notes each row's loss and timestep, for as many rows as a batch has at most; None notes nothing."""
     held_out: HeldOut | None = None
     """Asks about pictures that are not trained on."""
     more_inputs: Sequence[Callable[[Asked], Inputs]] = ()
@@ -80,6 +82,8 @@ class Step:
     loss: float
     grad_norm: float
     images: int
+    pictures: Sequence[tuple[int, float, float]] = ()
+    """Sample, timestep and loss of each row, to six digits; the loss is the picture's own, before any weight of it."""
 
 
 def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[int], bool]) -> int:
@@ -114,6 +118,7 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
                 grad_norm=done.grad_norm,
                 images=done.images,
                 lr=rates,
+                pictures=done.pictures,
             )
             if after_step(step) or step == bake.total_steps:
                 return step
@@ -129,14 +134,30 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
         param_group["lr"] = rate * scale
     _seed_dropout(stream_seed(recipe.train.seed, "dropout", step), bake.model.device)
     total = torch.zeros((), device=bake.model.device)
+    noted: list[Tensor] = []
     for micro, batch in enumerate(batches):
         total += _add_gradient(bake, step, micro, batch, len(batches))
+        if bake.noted_2B is not None:
+            noted.append(bake.noted_2B[:, : len(batch)].clone().flatten())  # the next batch overwrites it
     norm = clip_gradients(list(bake.groups), recipe.train.max_grad_norm)
-    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the only time a step waits for a GPU
+    told = torch.cat([total[None], norm.to(total)[None], *noted]).tolist()  # the only time a step waits for a GPU
+    loss_value, norm_value = told[:2]
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         raise NotFinite(_diagnose(bake, step, batches, loss_value))
     bake.optimizer.step()
-    return Step(loss_value, norm_value, sum(map(len, batches)))
+    return Step(loss_value, norm_value, sum(map(len, batches)), _by_picture(batches, told[2:]))
+
+
+def _by_picture(batches: Sequence[Batch], noted: Sequence[float]) -> list[tuple[int, float, float]]:
+    """Sample, timestep and loss of each row, from what was noted of one batch after the other: losses, then timesteps."""
+    rows: list[tuple[int, float, float]] = []
+    for batch in batches if noted else ():
+        losses, timesteps, noted = noted[: len(batch)], noted[len(batch) : 2 * len(batch)], noted[2 * len(batch) :]
+        rows += [
+            (index, float(f"{timestep:.6g}"), float(f"{loss:.6g}"))
+            for index, timestep, loss in zip(batch, timesteps, losses, strict=True)
+        ]
+    return rows
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
@@ -160,7 +181,7 @@ def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:
     """Mean loss of one batch, differentiable in the adapter's weights."""
     inputs = batch_inputs(bake, step, micro, batch)
     on_device = {name: tensor.to(bake.model.device, non_blocking=True) for name, tensor in inputs.items()}
-    return loss_of(bake.model, bake.objective, on_device, bake.graft)
+    return loss_of(bake.model, bake.objective, on_device, bake.graft, bake.noted_2B)
 
 
 def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
@@ -193,13 +214,16 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
     return inputs
 
 
-def loss_of(model: Model, objective: Objective, inputs: Inputs, graft: Graft | None = None) -> Tensor:
+def loss_of(
+    model: Model, objective: Objective, inputs: Inputs, graft: Graft | None = None, noted_2B: Tensor | None = None
+) -> Tensor:
     """Mean loss of a batch, 0-d, given its inputs on the model's device.
 
     Nothing but operations on that device, whose order depends on shapes alone: so a GPU can record them and run them again. Inputs that
     not every run has: ``mask_B1HW``, how much each place counts in the mean over a picture; ``weight_B``, how much each picture;
     ``outside_B1HW``, how much the base's own answer counts at each place; and what is told of captions that are to be answered as the base
     does (:mod:`lorabake.train.preservation`). For the last two the adapter is needed, to ask the base without it.
+    Each row's own loss and timestep are noted in ``noted_2B``, if given.
     """
     told = dict(inputs)
     latents_BCHW, noise_BCHW, timesteps_B = (told.pop(name) for name in ("latents_BCHW", "noise_BCHW", "timesteps_B"))
@@ -215,6 +239,8 @@ def loss_of(model: Model, objective: Objective, inputs: Inputs, graft: Graft | N
         base_BCHW = base_answer(model, graft, noisy_BCHW, timesteps_B, told)
         error_BCHW = error_BCHW + objective.error(prediction_BCHW, base_BCHW, timesteps_B) * outside_B1HW
     loss_B = objective.weigh(error_BCHW.mean((1, 2, 3)), timesteps_B)
+    if noted_2B is not None:
+        noted_2B[0, : len(loss_B)], noted_2B[1, : len(loss_B)] = loss_B.detach(), timesteps_B
     if weight_B is not None:
         loss_B = loss_B * weight_B
     if kept:

@@ -32,6 +32,7 @@ from lorabake.sampling.reading import infotext_extra, prompt_notes
 from lorabake.train.bake import prepare
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
 from lorabake.train.loop import Bake, run_loop
+from lorabake.train.picture_losses import as_csv, picture_losses
 from lorabake.train.prediction import check_prediction
 from lorabake.train.state import Progress, load_state, save_state
 
@@ -46,6 +47,9 @@ _FREE = (
     "output.",
 )
 """Settings that may change between sittings, because no weight depends on them. Folders may be moved: what is in them is in the lock."""
+
+_HARD = 5
+"""Pictures that are named for their loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,7 @@ class _Session:
             self._listeners.emit("not_finite", folder=str(run.folder))
             raise
         if steps >= bake.total_steps:
+            self._tell_picture_losses()
             self._log.emit("finished", steps=steps, checkpoint=self._checkpoint_file(steps))
         else:
             self._listeners.emit("stopped", step=steps, total_steps=bake.total_steps, folder=str(run.folder))
@@ -196,6 +201,16 @@ class _Session:
         """The loss of the held-out pictures, where there are any."""
         if self._bake.held_out:
             self._log.emit("validation", step=step, **self._bake.held_out.compare().told())
+
+    def _tell_picture_losses(self) -> None:
+        """The table of all pictures, and which of them stand out."""
+        bake, run = self._bake, self._run
+        rows = picture_losses(run.read_events(), [sample.name for sample in bake.samples], bake.trained)
+        write_atomic(run.losses, as_csv(rows))
+        hard = [
+            {"picture": row.picture, "relative": row.relative, "error": row.error} for row in rows if row.stands_out
+        ]
+        self._log.emit("picture_losses", file=run.losses.name, hard=hard[:_HARD])
 
     def _draw_samples(self, step: int) -> None:
         """Sample pictures; a failure to draw is told and never ends the run."""
