@@ -99,6 +99,21 @@ class LayerGraft:
                 for layer in stack.layers:
                     layer.changed_weight = None
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The base alone, also where its weights have been changed ahead."""
+        multiplier = self.multiplier
+        ahead = [(layer, layer.changed_weight) for layer in self._grafted]
+        try:
+            self.multiplier = 0.0
+            for layer, _ in ahead:
+                layer.changed_weight = None
+            yield
+        finally:
+            self.multiplier = multiplier
+            for layer, changed in ahead:
+                layer.changed_weight = changed
+
     def parameters(self) -> dict[Part, dict[str, nn.Parameter]]:
         """What is trained, by part and by name in the file."""
         found: dict[Part, dict[str, nn.Parameter]] = {}

@@ -105,6 +105,10 @@ class Graft(Protocol):
         """For one pass forward and backward: what the pass needs of the adapter's weights alone may be computed before it, once."""
         ...
 
+    def off(self) -> AbstractContextManager[None]:
+        """While it lasts, the model answers as the base alone, bit for bit; also within :meth:`ahead`. Nothing may be trained through it."""
+        ...
+
     def remove(self) -> None:
         """Take the adapter off."""
         ...

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +13,6 @@ from lorabake.base.cards import find
 from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Events
 from lorabake.dataset.caption import is_static
-from lorabake.dataset.order import batches_per_epoch
 from lorabake.families import family_card, load_model
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.adapter import Graft
@@ -22,10 +20,15 @@ from lorabake.protocols.family import Model, Part
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Checked, Recipe
-from lorabake.train.capture import Captured, CudaGraphs
+from lorabake.recipe.pictures import Pictures
+from lorabake.train.asked import Asked
+from lorabake.train.capture import Captured, CudaGraphs, Inputs
 from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
+from lorabake.train.masks import MaskInputs, weights
+from lorabake.train.preservation import KeptInputs
 from lorabake.train.text import TextSource
+from lorabake.train.validation import HeldOut, inputs_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CACHE = Path(".lorabake", "latents")
@@ -48,8 +51,10 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         )
     reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, dtype=dtype, device=device, **reading)
-    views = _views(checked)
-    latents = _latents(checked, views, model, events, stop)
+    seen = [_seen(pictures, recipe.data.flip) for pictures in checked.pictures]
+    latents = [found for views, folder in zip(seen, checked.pictures, strict=True)
+               for found in _latents(views, folder.home, model, events, stop)]  # fmt: skip
+    views = [of_sample for of_folder in seen for of_sample in of_folder]
     text_rate = recipe.rates.text_encoder_lr or 0.0
     rates: dict[Part, float] = dict.fromkeys(model.parts, text_rate)
     rates["denoiser"] = recipe.rates.lr or 0.0
@@ -59,48 +64,45 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     model.checkpoint_gradients(recipe.train.gradient_checkpointing)
     groups = [FlatGroup(part, parameters) for part, parameters in grafted.parameters().items()]
     base_rates = [rates[group.name] for group in groups]  # pyright: ignore[reportArgumentType]
-    buckets = [placement.bucket_wh for placement in checked.placements]
-    per_epoch = steps_per_epoch(checked)
+    text = TextSource(model, trained=text_rate > 0, repeating=is_static(recipe.data.captions))
     objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
+    noted_2B = torch.zeros(2, recipe.train.batch_size, device=model.device)
     return Bake(
         recipe=recipe,
         model=model,
         graft=grafted,
         objective=objective,
-        text=TextSource(model, trained=text_rate > 0, repeating=is_static(recipe.data.captions)),
+        text=text,
         groups=groups,
         base_rates=base_rates,
         optimizer=_optimizer(recipe, groups, base_rates),
-        samples=checked.dataset.samples,
+        samples=[sample for pictures in checked.pictures for sample in pictures.samples],
         latents=latents,
         framings=[[view.framing for view in of_sample] for of_sample in views],
-        buckets=buckets,
-        steps_per_epoch=per_epoch,
-        total_steps=recipe.train.length.steps(per_epoch),
-        captured=_captured(model, objective, grafted, groups, events),
+        buckets=[placement.bucket_wh for pictures in checked.pictures for placement in pictures.placements],
+        steps_per_epoch=checked.steps_per_epoch,
+        total_steps=checked.total_steps,
+        captured=_captured(model, objective, grafted, noted_2B, groups, events),
+        noted_2B=noted_2B,
+        held_out=_held_out(checked, model, grafted, objective, text, events, stop),
+        turns=checked.regularisation.turns if checked.regularisation else None,
+        more_inputs=list(_more_inputs(checked, views, latents, text)),
     )
 
 
-def steps_per_epoch(checked: Checked) -> int:
-    """Optimizer steps of one epoch."""
-    recipe, samples = checked.recipe, checked.dataset.samples
-    buckets = [placement.bucket_wh for placement in checked.placements]
-    batches = batches_per_epoch(buckets, [sample.repeats for sample in samples], recipe.train.batch_size)
-    return math.ceil(batches / recipe.train.gradient_accumulation)
-
-
-def _views(checked: Checked) -> list[list[View]]:
-    """The ways each sample is seen: as it is, and mirrored if that is asked for."""
-    mirrorings = (False, True) if checked.recipe.data.flip else (False,)
+def _seen(pictures: Pictures, flip: bool) -> list[list[View]]:
+    """The ways each picture is seen: as it is, and mirrored if that is asked for."""
     return [
-        [View(sample, place, mirrored) for mirrored in mirrorings]
-        for sample, place in zip(checked.dataset.samples, checked.placements, strict=True)
+        [View(sample, place, mirrored) for mirrored in ((False, True) if flip else (False,))]
+        for sample, place in zip(pictures.samples, pictures.placements, strict=True)
     ]
 
 
 def _latents(
-    checked: Checked, views: list[list[View]], model: Model, events: Events, stop: Callable[[], bool]
+    views: list[list[View]], home: Path, model: Model, events: Events, stop: Callable[[], bool]
 ) -> list[list[torch.Tensor]]:
+    """The latents of a folder's pictures, kept in the folder itself: others may be trained with them too."""
+
     def progress(done: int, total: int) -> None:
         events.emit("encoding", done=done, total=total)
         if stop():
@@ -110,12 +112,59 @@ def _latents(
         events.emit("latents_not_kept", reason=reason)
 
     flat = [view for of_sample in views for view in of_sample]
-    found = iter(cached_latents(flat, model, checked.dataset.path / CACHE, progress, not_kept))
+    found = iter(cached_latents(flat, model, home / CACHE, progress, not_kept))
     return [[next(found) for _ in of_sample] for of_sample in views]
 
 
+def _held_out(
+    checked: Checked,
+    model: Model,
+    grafted: Graft,
+    objective: Objective,
+    text: TextSource,
+    events: Events,
+    stop: Callable[[], bool],
+) -> HeldOut | None:
+    """What asks about pictures that are not trained on, where there are any."""
+    pictures, recipe = checked.held_out, checked.recipe
+    if pictures is None:
+        return None
+    views = _seen(pictures, flip=False)
+    latents = [view for (view,) in _latents(views, pictures.home, model, events, stop)]
+    shown = [None if mask is None else weights(mask, recipe.data.masks, mirrored=False) for mask in pictures.masks]
+    masks = shown or [None] * len(pictures.samples)
+    framings = [view.framing for (view,) in views]
+    inputs = inputs_of(
+        pictures, latents, framings, masks, model, objective, text, recipe.data.captions, recipe.validation
+    )
+    return HeldOut(inputs, functools.partial(loss_of, model, objective), model, grafted)
+
+
+def _more_inputs(
+    checked: Checked, views: Sequence[Sequence[View]], latents: Sequence[Sequence[torch.Tensor]], text: TextSource
+) -> Iterator[Callable[[Asked], Inputs]]:
+    """What makes the inputs that not every run's loss is computed from."""
+    recipe, regularisation = checked.recipe, checked.regularisation
+    if recipe.preservation.weight > 0:
+        yield KeptInputs(text, recipe.preservation, recipe.train.seed)
+    masks = [mask for of in checked.pictures for mask in of.masks or [None] * len(of.samples)]
+    if any(mask is not None for mask in masks):
+        mirrored = [[view.mirrored for view in of_sample] for of_sample in views]
+        cells = [of_sample[0].shape[1:] for of_sample in latents]
+        outside = recipe.preservation.outside_masks
+        yield MaskInputs(masks, mirrored, cells, recipe.data.masks, recipe.train.seed, outside)
+    if regularisation and regularisation.weight != 1:
+        counts = [1.0] * len(checked.dataset) + [regularisation.weight] * len(regularisation.samples)
+        yield lambda asked: {"weight_B": torch.tensor([counts[index] for index, _ in asked.views])}
+
+
 def _captured(
-    model: Model, objective: Objective, grafted: Graft, groups: Sequence[FlatGroup], events: Events
+    model: Model,
+    objective: Objective,
+    grafted: Graft,
+    noted_2B: torch.Tensor,
+    groups: Sequence[FlatGroup],
+    events: Events,
 ) -> Captured | None:
     """Recordings pay on a GPU, where launching costs more than computing; a CPU has nothing to gain."""
     if model.device.type != "cuda":
@@ -124,7 +173,10 @@ def _captured(
     def not_recorded(reason: str) -> None:
         events.emit("not_recorded", reason=reason)
 
-    of_inputs, record = functools.partial(loss_of, model, objective), CudaGraphs(model.device)
+    of_inputs, record = (
+        functools.partial(loss_of, model, objective, graft=grafted, noted_2B=noted_2B),
+        CudaGraphs(model.device),
+    )
     return Captured(of_inputs, groups, model.device, record, not_recorded, grafted.ahead)
 
 
