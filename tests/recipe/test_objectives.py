@@ -85,7 +85,7 @@ def test_every_rule_and_setting_of_the_other_objective_at_once() -> None:
     _, wrong = parsed("flow", weighting="min-snr", min_snr_gamma=3.0, timesteps="uniforn", loss="l3", logit_std=-1)
     assert wrong.keys() == {"objective.min_snr_gamma", "objective.logit_std"}
     assert wrong["objective.min_snr_gamma"].startswith("not a setting of 'flow'.")
-    _, wrong = parsed("flow", weighting="min-snr", timesteps="uniforn", loss="l3")
+    _, wrong = parsed("flow", weighting="min-snr", timesteps="uniforn", loss="l3", huber_schedule="snrr")
     assert wrong.keys() == {f"objective.{rule}" for rule in RULES}
     assert wrong["objective.timesteps"] == "'uniforn' is not known. Did you mean 'uniform'?"
 
@@ -143,6 +143,13 @@ def test_settings_are_those_of_the_models_objective(checked: Any) -> None:
         ("flow", {"logit_mean": 1.0, "logit_std": 2.0}, ["objective.logit_mean = 1.0 does nothing", "objective.logit_std = 2.0 does nothing"]),
         ("epsilon", {"weighting": "none", "min_snr_gamma": 3.0},
          ["objective.min_snr_gamma = 3.0 does nothing: it is for weighting 'min-snr', and weighting is 'none'."]),
+        ("v", {"huber_c": 0.2}, ["objective.huber_c = 0.2 does nothing: it is for loss 'huber' or 'smooth-l1', and loss is 'l2'."]),
+        ("flow", {"loss": "l1", "huber_schedule": "constant", "huber_scale": 2.0},
+         ["objective.huber_schedule = constant does nothing: it is for loss 'huber' or 'smooth-l1', and loss is 'l1'.",
+          "objective.huber_scale = 2.0 does nothing: it is for loss 'huber' or 'smooth-l1', and loss is 'l1'."]),
+        ("epsilon", {"loss": "huber", "huber_scale": 2.0},
+         ["objective.huber_scale = 2.0 does nothing: it is for huber_schedule 'constant' or 'exponential', and huber_schedule is 'snr'."]),
+        ("epsilon", {"loss": "smooth-l1", "huber_schedule": "constant", "huber_scale": 2.0, "huber_c": 0.2}, []),
         ("flow", {"shift": 3.0, "sigmoid_scale": 0.5}, []),
         ("flow", {"timesteps": "logit-normal", "logit_mean": 1.0}, []),
         ("v", {"min_snr_gamma": 3.0}, []),

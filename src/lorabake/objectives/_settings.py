@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 from pydantic import Field, model_validator
 
-from lorabake.base.cards import Settings
+from lorabake.base.cards import Settings, cards
+from lorabake.protocols.objective import RULES, RuleCard
 
 
 class ObjectiveSettings(Settings):
-    """Rules by name, and the range of timesteps that is trained."""
+    """Rules by name, what they go by, and the range of timesteps that is trained."""
 
     loss: str = "l2"
     """How far a prediction is from its target. See `lorabake list losses`."""
+    huber_schedule: str = "snr"
+    """How the losses huber and smooth-l1 change with the timestep. See `lorabake list huber_schedules`."""
+    huber_c: float = Field(default=0.1, gt=0, le=1)
+    """Size of error at which those losses turn from square to line, for the schedules exponential and snr that in pure noise. 0.1 is usual,
+    0.01 to 0.5 safe: smaller forgives more and keeps less detail."""
+    huber_scale: float = Field(default=1.0, gt=0, le=100)
+    """Factor on that size at every timestep, for the schedules constant and exponential. 1 is usual."""
     weighting: str = "none"
     """How much each timestep counts. See `lorabake list weightings`."""
     timesteps: str = "uniform"
@@ -31,6 +40,23 @@ class ObjectiveSettings(Settings):
             )
         return self
 
+    def rules(self) -> Iterator[RuleCard]:
+        """Cards of the rules that are chosen and gone by. A rule that is only for another one, which is not chosen, is none of them."""
+        known = {kind: cast("dict[str, RuleCard]", cards(kind)) for kind in RULES}
+        inner = {name for of_kind in known.values() for card in of_kind.values() for name in card.reads}
+        chosen = [found for kind in RULES if (found := known[kind].get(getattr(self, kind))) is not None]
+        read = {name for card in chosen if card.kind not in inner for name in card.reads}
+        return (card for card in chosen if card.kind not in inner or card.kind in read)
+
+    def used(self, name: str) -> Any:
+        """The value of a setting if a rule goes by it, else None."""
+        return getattr(self, name) if any(name in card.reads for card in self.rules()) else None
+
     def metadata(self) -> dict[str, Any]:
         """The loss."""
-        return {"loss_type": self.loss}
+        return {
+            "loss_type": self.loss.replace("-", "_"),
+            "huber_schedule": self.used("huber_schedule"),
+            "huber_c": self.used("huber_c"),
+            "huber_scale": self.used("huber_scale"),
+        }

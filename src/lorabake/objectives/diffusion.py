@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lorabake.base.cards import find
 from lorabake.base.lazy import lazy_module
+from lorabake.objectives._ruled import Ruled, per_sample
 from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.objectives.timesteps import Draw
 from lorabake.protocols.family import Prediction
@@ -33,10 +33,10 @@ class DiffusionSettings(ObjectiveSettings):
 
     def metadata(self) -> dict[str, Any]:
         """γ where it is used, and the loss."""
-        return super().metadata() | {"min_snr_gamma": self.min_snr_gamma if self.weighting == "min-snr" else None}
+        return super().metadata() | {"min_snr_gamma": self.used("min_snr_gamma")}
 
 
-class Diffusion:
+class Diffusion(Ruled):
     """The objective of ε- and v-predicting models; see :class:`lorabake.protocols.objective.Objective`.
 
     Args:
@@ -55,10 +55,8 @@ class Diffusion:
         device: torch.device,
         sampler: Mapping[str, Any] | None = None,
     ) -> None:
+        super().__init__(settings)
         self.settings, self.predicts_v, self._sampler = settings, prediction == "v", sampler or {}
-        self._loss = find("loss", settings.loss).load()
-        self._weigh = find("weighting", settings.weighting).load()
-        self._draw = find("timesteps", settings.timesteps).load()
         alphas_cumprod_T = (1 - betas_T.double()).cumprod(0)
         snr_T = alphas_cumprod_T / (1 - alphas_cumprod_T)
         self.signal_T = alphas_cumprod_T.sqrt().float().to(device)
@@ -75,7 +73,7 @@ class Diffusion:
     def corrupt(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """x_t = √ᾱ_t x + √(1 − ᾱ_t) ε."""
         return (
-            _per_sample(self.signal_T[timesteps_B]) * latents_BCHW + _per_sample(self.noise_T[timesteps_B]) * noise_BCHW
+            per_sample(self.signal_T[timesteps_B]) * latents_BCHW + per_sample(self.noise_T[timesteps_B]) * noise_BCHW
         )
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
@@ -83,12 +81,13 @@ class Diffusion:
         if not self.predicts_v:
             return noise_BCHW
         return (
-            _per_sample(self.signal_T[timesteps_B]) * noise_BCHW - _per_sample(self.noise_T[timesteps_B]) * latents_BCHW
+            per_sample(self.signal_T[timesteps_B]) * noise_BCHW - per_sample(self.noise_T[timesteps_B]) * latents_BCHW
         )
 
-    def error(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """How wrong every value is, ``error_BCHW``, in float32."""
-        return self._loss(prediction_BCHW.float(), target_BCHW.float())
+    def levels(self, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
+        """t / T, and √(1 − ᾱ_t) / (√ᾱ_t + √(1 − ᾱ_t))."""
+        signal_B, noise_B = self.signal_T[timesteps_B], self.noise_T[timesteps_B]
+        return timesteps_B / len(self.signal_T), noise_B / (signal_B + noise_B)
 
     def weigh(self, error_B: Tensor, timesteps_B: Tensor) -> Tensor:
         """``loss_B`` of samples whose mean error is given."""
@@ -99,10 +98,6 @@ def diffusion_for(settings: DiffusionSettings, model: Model) -> Diffusion:
     """The objective on a model's own schedule and prediction type."""
     assert model.betas_T is not None, "recipes are checked: an objective's card says which predictions it serves"
     return Diffusion(settings, model.betas_T, model.facts.prediction, model.device, model.sampler)
-
-
-def _per_sample(values_B: Tensor) -> Tensor:
-    return values_B[:, None, None, None]
 
 
 CARD = ObjectiveCard(

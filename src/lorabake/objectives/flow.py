@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lorabake.base.cards import find
+from lorabake.objectives._ruled import Ruled, per_sample
 from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.objectives.timesteps import Draw
 from lorabake.protocols.objective import ObjectiveCard
@@ -60,7 +60,7 @@ class FlowSettings(ObjectiveSettings):
         }
 
 
-class Flow:
+class Flow(Ruled):
     """The objective of flow models; see :class:`lorabake.protocols.objective.Objective`.
 
     Args:
@@ -69,10 +69,8 @@ class Flow:
     """
 
     def __init__(self, settings: FlowSettings, sampler: Mapping[str, Any]) -> None:
+        super().__init__(settings)
         self.settings, self._sampler = settings, sampler
-        self._loss = find("loss", settings.loss).load()
-        self._weigh = find("weighting", settings.weighting).load()
-        self._draw = find("timesteps", settings.timesteps).load()
 
     def draw_timesteps(self, shape_BCHW: Sequence[int], generator: Generator) -> Tensor:
         """``timesteps_B``, float32 on the CPU, from ``min_timestep`` to ``max_timestep``."""
@@ -82,16 +80,17 @@ class Flow:
 
     def corrupt(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """x_s = (1 − s) x + s ε."""
-        s_B111 = _shares(timesteps_B)[:, None, None, None]
+        s_B111 = per_sample(_shares(timesteps_B))
         return (1 - s_B111) * latents_BCHW + s_B111 * noise_BCHW
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """ε − x, the same all along the way."""
         return noise_BCHW - latents_BCHW
 
-    def error(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """How wrong every value is, ``error_BCHW``, in float32."""
-        return self._loss(prediction_BCHW.float(), target_BCHW.float())
+    def levels(self, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
+        """s, which is both: σ / (1 + σ) with σ = s / (1 − s)."""
+        s_B = _shares(timesteps_B)
+        return s_B, s_B
 
     def weigh(self, error_B: Tensor, timesteps_B: Tensor) -> Tensor:
         """``loss_B`` of samples whose mean error is given."""

@@ -12,7 +12,7 @@ from lorabake.protocols.family import Prediction
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-RULES = ("loss", "weighting", "timesteps")
+RULES = ("loss", "huber_schedule", "weighting", "timesteps")
 """Kinds of rules that objectives share. An objective's setting that chooses one is called as its kind is."""
 
 
@@ -26,12 +26,13 @@ class ObjectiveCard(Card):
 
 @dataclass(frozen=True)
 class RuleCard(Card):
-    """The card of a loss, a weighting or a timestep rule: a formula that any objective for ``predictions`` may use."""
+    """The card of a loss, a weighting, a timestep rule …: a formula that any objective for ``predictions`` may use."""
 
     predictions: tuple[Prediction, ...] = get_args(Prediction)
     """What the models predict that it is good for."""
     reads: tuple[str, ...] = ()
-    """The objective's settings that it goes by. Where another rule of its kind is chosen, they do nothing."""
+    """The objective's settings that it goes by. Where another rule of its kind is chosen, they do nothing. One that is itself a kind of rule
+    is a formula within this one."""
 
 
 class Objective(Protocol):

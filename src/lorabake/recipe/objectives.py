@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
-from lorabake.base.cards import cards
+from lorabake.base.cards import Settings, cards
 from lorabake.base.errors import Problem, nearest
+from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.protocols.family import Prediction
 from lorabake.protocols.objective import RULES, ObjectiveCard, RuleCard
 from lorabake.recipe.recipe import Choice
@@ -41,31 +42,31 @@ def objective_problems(choice: Choice, prediction: Prediction | None) -> Iterato
 
 def reads(choice: Choice, name: str) -> bool:
     """Whether a rule that is chosen goes by the objective's setting ``name``."""
-    return any(
-        name in card.reads
-        for kind in RULES
-        if (card := _rules(kind).get(getattr(choice.settings, kind, ""))) is not None
+    return isinstance(choice.settings, ObjectiveSettings) and any(
+        name in card.reads for card in choice.settings.rules()
     )
 
 
 def idle_settings(choice: Choice) -> tuple[str, ...]:
     """Settings that were given and do nothing, because the rule that would read them is not chosen."""
-    told: list[str] = []
-    for kind in RULES:
-        known, chosen = _rules(kind), getattr(choice.settings, kind, None)
-        if chosen is None:
-            continue
-        readers = {
-            name: [rule for rule, card in known.items() if name in card.reads]
-            for name in type(choice.settings).model_fields
-        }
-        for name, rules in readers.items():
-            value = getattr(choice.settings, name)
-            if rules and chosen not in rules and value != type(choice.settings).model_fields[name].default:
-                told.append(
-                    f"{name} = {value} does nothing: it is for {kind} {_listed(rules)}, and {kind} is '{chosen}'."
-                )
+    settings = choice.settings
+    told = (
+        f"{name} = {getattr(settings, name)} does nothing: {why}."
+        for name, field in type(settings).model_fields.items()
+        if getattr(settings, name) != field.default and not reads(choice, name) and (why := _why_idle(settings, name))
+    )
     return tuple(told)
+
+
+def _why_idle(settings: Settings, name: str) -> str | None:
+    """Which rules a setting that no chosen one reads is for; None if it is not for rules."""
+    for kind in RULES:
+        readers = [rule for rule, card in _rules(kind).items() if name in card.reads]
+        if readers and (chosen := getattr(settings, kind, None)) is not None:
+            if chosen in readers:  # which are for another rule, that is not chosen
+                return _why_idle(settings, kind)
+            return f"it is for {kind} {_listed(readers)}, and {kind} is '{chosen}'"
+    return None
 
 
 def _unfit(given: str, known: Mapping[str, ObjectiveCard] | Mapping[str, RuleCard], prediction: Prediction) -> str:
