@@ -71,7 +71,9 @@ def test_an_objective_of_other_models_is_one_problem(prediction: Prediction, nam
 
 @pytest.mark.parametrize(
     ("prediction", "rule", "given", "allowed"),
-    [("flow", "weighting", "min-snr", "none"), ("epsilon", "timesteps", "flux-shift", "uniform"), ("v", "timesteps", "shift", "uniform")],
+    [("flow", "weighting", "min-snr", "learned, none"),
+     ("epsilon", "weighting", "epsilon-like", "debiased, learned, min-snr, none, p2, soft-min-snr"),
+     ("epsilon", "timesteps", "flux-shift", "uniform"), ("v", "timesteps", "shift", "uniform")],
 )  # fmt: skip
 def test_a_rule_of_other_models_is_named(prediction: Prediction, rule: str, given: str, allowed: str) -> None:
     _, wrong = parsed(prediction, **{rule: given})
@@ -142,7 +144,11 @@ def test_settings_are_those_of_the_models_objective(checked: Any) -> None:
          ["objective.shift = 3.0 does nothing: it is for timesteps 'shift', and timesteps is 'flux-shift'."]),
         ("flow", {"logit_mean": 1.0, "logit_std": 2.0}, ["objective.logit_mean = 1.0 does nothing", "objective.logit_std = 2.0 does nothing"]),
         ("epsilon", {"weighting": "none", "min_snr_gamma": 3.0},
-         ["objective.min_snr_gamma = 3.0 does nothing: it is for weighting 'min-snr', and weighting is 'none'."]),
+         ["objective.min_snr_gamma = 3.0 does nothing: it is for weighting 'min-snr' or 'soft-min-snr', and weighting is 'none'."]),
+        ("v", {"p2_gamma": 0.5, "learned_lr": 0.1},
+         ["objective.learned_lr = 0.1 does nothing: it is for weighting 'learned', and weighting is 'min-snr'.",
+          "objective.p2_gamma = 0.5 does nothing: it is for weighting 'p2', and weighting is 'min-snr'."]),
+        ("flow", {"weighting": "learned", "learned_lr": 0.1}, []),
         ("v", {"huber_c": 0.2}, ["objective.huber_c = 0.2 does nothing: it is for loss 'huber' or 'smooth-l1', and loss is 'l2'."]),
         ("flow", {"loss": "l1", "huber_schedule": "constant", "huber_scale": 2.0},
          ["objective.huber_schedule = constant does nothing: it is for loss 'huber' or 'smooth-l1', and loss is 'l1'.",

@@ -29,11 +29,16 @@ class DiffusionSettings(ObjectiveSettings):
     weighting: str = "min-snr"
     """How much each timestep counts. min-snr is steadier for ε and v models; none is the plain loss. See `lorabake list weightings`."""
     min_snr_gamma: float = Field(default=5.0, gt=0, le=100)
-    """γ of min-snr: timesteps with a signal-to-noise ratio above it are damped. 5 is usual, 1 to 20 safe."""
+    """γ of min-snr and soft-min-snr: timesteps with a signal-to-noise ratio above it are damped. 5 is usual, 1 to 20 safe."""
+    p2_gamma: float = Field(default=1.0, gt=0, le=4)
+    """γ of p2: how steeply clean timesteps are damped. 0.5 and 1 are usual, up to 2 safe."""
+    p2_k: float = Field(default=1.0, gt=0, le=100)
+    """k of p2: the signal-to-noise ratio at which damping begins, and the limit to how much noisy timesteps count. 1 is usual."""
 
     def metadata(self) -> dict[str, Any]:
-        """γ where it is used, and the loss."""
-        return super().metadata() | {"min_snr_gamma": self.used("min_snr_gamma")}
+        """The loss and its weights."""
+        used = {name: self.used(name) for name in ("min_snr_gamma", "p2_gamma", "p2_k")}
+        return {**super().metadata(), **used, "debiased_estimation": self.weighting == "debiased"}
 
 
 class Diffusion(Ruled):
@@ -55,7 +60,7 @@ class Diffusion(Ruled):
         device: torch.device,
         sampler: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(settings)
+        super().__init__(settings, device)
         self.settings, self.predicts_v, self._sampler = settings, prediction == "v", sampler or {}
         alphas_cumprod_T = (1 - betas_T.double()).cumprod(0)
         snr_T = alphas_cumprod_T / (1 - alphas_cumprod_T)
@@ -89,9 +94,9 @@ class Diffusion(Ruled):
         signal_B, noise_B = self.signal_T[timesteps_B], self.noise_T[timesteps_B]
         return timesteps_B / len(self.signal_T), noise_B / (signal_B + noise_B)
 
-    def weigh(self, error_B: Tensor, timesteps_B: Tensor) -> Tensor:
-        """``loss_B`` of samples whose mean error is given."""
-        return error_B * self.weight_T[timesteps_B]
+    def weights(self, timesteps_B: Tensor) -> Tensor:
+        """``weight_B`` by the weighting rule alone."""
+        return self.weight_T[timesteps_B]
 
 
 def diffusion_for(settings: DiffusionSettings, model: Model) -> Diffusion:

@@ -16,6 +16,7 @@ from lorabake.objectives.timesteps import Draw
 from lorabake.protocols.objective import ObjectiveCard
 
 if TYPE_CHECKING:
+    import torch
     from torch import Generator, Tensor
 
     from lorabake.protocols.family import Model
@@ -66,10 +67,11 @@ class Flow(Ruled):
     Args:
         settings: loss, weighting and timestep rule.
         sampler: the model's scheduler settings; its shifts are read.
+        device: of the losses.
     """
 
-    def __init__(self, settings: FlowSettings, sampler: Mapping[str, Any]) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: FlowSettings, sampler: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        super().__init__(settings, device)
         self.settings, self._sampler = settings, sampler
 
     def draw_timesteps(self, shape_BCHW: Sequence[int], generator: Generator) -> Tensor:
@@ -92,15 +94,15 @@ class Flow(Ruled):
         s_B = _shares(timesteps_B)
         return s_B, s_B
 
-    def weigh(self, error_B: Tensor, timesteps_B: Tensor) -> Tensor:
-        """``loss_B`` of samples whose mean error is given."""
+    def weights(self, timesteps_B: Tensor) -> Tensor:
+        """``weight_B`` by the weighting rule alone."""
         s_B = _shares(timesteps_B)
-        return error_B * self._weigh(((1 - s_B) / s_B).square(), "flow", self.settings)
+        return self._weigh(((1 - s_B) / s_B).square(), "flow", self.settings)
 
 
 def flow_for(settings: FlowSettings, model: Model) -> Flow:
     """The objective with a model's own shift."""
-    return Flow(settings, model.sampler)
+    return Flow(settings, model.sampler, model.device)
 
 
 def _shares(timesteps_B: Tensor) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol, get_args, runtime_checkable
 
 from lorabake.base.cards import Card
 from lorabake.protocols.family import Prediction
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Generator, Tensor, nn
 
 RULES = ("loss", "huber_schedule", "weighting", "timesteps")
 """Kinds of rules that objectives share. An objective's setting that chooses one is called as its kind is."""
@@ -33,6 +33,8 @@ class RuleCard(Card):
     reads: tuple[str, ...] = ()
     """The objective's settings that it goes by. Where another rule of its kind is chosen, they do nothing. One that is itself a kind of rule
     is a formula within this one."""
+    learns: bool = False
+    """Of weightings: whether what it says is only where it starts, and the weights are learned from there."""
 
 
 class Objective(Protocol):
@@ -56,4 +58,16 @@ class Objective(Protocol):
 
     def weigh(self, error_B: Tensor, timesteps_B: Tensor) -> Tensor:
         """``loss_B`` of samples whose mean error is given: how much each counts is a matter of its timestep."""
+        ...
+
+
+@runtime_checkable
+class LearningObjective(Protocol):
+    """An objective that may learn something for itself, as how much each timestep counts. It belongs to a run's state, and to no file."""
+
+    learning_rate: float
+    """Of AdamW, and the same in every step."""
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What is learned, by name; empty where nothing is."""
         ...

@@ -22,6 +22,7 @@ from lorabake.protocols.family import Model, Part
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Checked, Recipe
+from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, CudaGraphs
 from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
@@ -62,6 +63,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     buckets = [placement.bucket_wh for placement in checked.placements]
     per_epoch = steps_per_epoch(checked)
     objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
+    beside = Beside.of(objective)
+    learning = groups if beside is None else [*groups, beside.group]
     return Bake(
         recipe=recipe,
         model=model,
@@ -77,7 +80,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         buckets=buckets,
         steps_per_epoch=per_epoch,
         total_steps=recipe.train.length.steps(per_epoch),
-        captured=_captured(model, objective, grafted, groups, events),
+        captured=_captured(model, objective, grafted, learning, events),
+        beside=beside,
     )
 
 

@@ -25,6 +25,7 @@ from lorabake.protocols.family import Framing, Model
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Recipe
+from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, Inputs
 from lorabake.train.text import TextSource, conditioning_of
 
@@ -51,6 +52,8 @@ class Bake:
     total_steps: int
     captured: Captured | None = None
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
+    beside: Beside | None = None
+    """What the objective learns for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
     for group, rate, param_group in zip(bake.groups, bake.base_rates, bake.optimizer.param_groups, strict=True):
         group.zero_gradient()
         param_group["lr"] = rate * scale
+    if bake.beside:
+        bake.beside.group.zero_gradient()
     _seed_dropout(stream_seed(recipe.train.seed, "dropout", step), bake.model.device)
     total = torch.zeros((), device=bake.model.device)
     for micro, batch in enumerate(batches):
@@ -116,6 +121,8 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         raise NotFinite(_diagnose(bake, step, batches, loss_value))
     bake.optimizer.step()
+    if bake.beside:
+        bake.beside.optimizer.step()
     return Step(loss_value, norm_value, sum(map(len, batches)))
 
 
