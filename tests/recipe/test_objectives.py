@@ -87,9 +87,24 @@ def test_every_rule_and_setting_of_the_other_objective_at_once() -> None:
     _, wrong = parsed("flow", weighting="min-snr", min_snr_gamma=3.0, timesteps="uniforn", loss="l3", logit_std=-1)
     assert wrong.keys() == {"objective.min_snr_gamma", "objective.logit_std"}
     assert wrong["objective.min_snr_gamma"].startswith("not a setting of 'flow'.")
-    _, wrong = parsed("flow", weighting="min-snr", timesteps="uniforn", loss="l3", huber_schedule="snrr")
+    _, wrong = parsed("flow", weighting="min-snr", timesteps="uniforn", loss="l3", huber_schedule="snrr", noise="loud")
     assert wrong.keys() == {f"objective.{rule}" for rule in RULES}
     assert wrong["objective.timesteps"] == "'uniforn' is not known. Did you mean 'uniform'?"
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "why"),
+    [
+        ({"noise": "pyramid", "noise_offset": 0.1}, "noise_offset", "0.1 would do nothing: it is for noise 'offset', and noise is 'pyramid'."),
+        ({"noise": "offset", "pyramid_iterations": 8}, "pyramid_iterations", "8 would do nothing: it is for noise 'pyramid', and noise is 'offset'."),
+        ({"noise_offset": 0.1}, "noise_offset", "0.1 would do nothing: it is for noise 'offset', and noise is 'gaussian'."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_there_is_one_kind_of_noise(prediction: Prediction, given: dict[str, Any], where: str, why: str) -> None:
+    _, wrong = parsed(prediction, **given)
+    tail = f"Choose that, or leave {where} out; there is one noise at a time."
+    assert wrong == {f"objective.{where}": f"{why} {tail}"}
 
 
 # ---- whole recipes
@@ -156,6 +171,10 @@ def test_settings_are_those_of_the_models_objective(checked: Any) -> None:
         ("epsilon", {"loss": "huber", "huber_scale": 2.0},
          ["objective.huber_scale = 2.0 does nothing: it is for huber_schedule 'constant' or 'exponential', and huber_schedule is 'snr'."]),
         ("epsilon", {"loss": "smooth-l1", "huber_schedule": "constant", "huber_scale": 2.0, "huber_c": 0.2}, []),
+        ("v", {"input_perturbation_random": True}, ["objective.input_perturbation_random does nothing: input_perturbation is 0."]),
+        ("flow", {"noise": "offset"}, ["objective.noise = offset: it mends what flow models do not have, "]),
+        ("flow", {"noise": "pyramid"}, ["objective.noise = pyramid: it mends what flow models do not have, "]),
+        ("epsilon", {"noise": "offset", "noise_offset": 0.1, "noise_offset_random": True, "input_perturbation": 0.1}, []),
         ("flow", {"shift": 3.0, "sigmoid_scale": 0.5}, []),
         ("flow", {"timesteps": "logit-normal", "logit_mean": 1.0}, []),
         ("v", {"min_snr_gamma": 3.0}, []),

@@ -32,6 +32,7 @@ ROOMS = {
     "timesteps": "lorabake.objectives",
     "loss": "lorabake.objectives",
     "huber_schedule": "lorabake.objectives",
+    "noise": "lorabake.objectives",
     "optimizer": "lorabake.optimizers",
     "schedule": "lorabake.optimizers",
 }

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 from lorabake.base.cards import find
 from lorabake.objectives._learned import LearnedWeights
 from lorabake.objectives._settings import ObjectiveSettings
-from lorabake.protocols.objective import RuleCard
+from lorabake.objectives.noise import perturbed
+from lorabake.protocols.objective import RuleCard, Stream
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Ruled:
-    """An objective's loss, weights and timesteps by the rules that its settings name; see :class:`lorabake.protocols.objective.Objective`.
+    """An objective's loss, weights, noise and timesteps by the rules that its settings name; see :class:`lorabake.protocols.objective.Objective`.
 
     Args:
         settings: the objective's.
@@ -32,6 +33,7 @@ class Ruled:
         self._learned = LearnedWeights(device) if weighting.learns else None
         self._weigh = weighting.load()
         self._loss = find("loss", settings.loss).load()
+        self._noise = find("noise", settings.noise).load()
         self._draw = find("timesteps", settings.timesteps).load()
         self._huber = find("huber_schedule", settings.huber_schedule).load() if settings.used("huber_c") else None
         self._rules = settings
@@ -47,6 +49,13 @@ class Ruled:
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """See :class:`lorabake.protocols.objective.LearningObjective`."""
         return {"weights": self._learned.a_K} if self._learned else {}
+
+    def noise(self, noise_BCHW: Tensor, latents_BCHW: Tensor, stream: Stream) -> dict[str, Tensor]:
+        """``noise_BCHW`` by the noise rule, and ``mixed_BCHW`` where it is perturbed."""
+        made: dict[str, Tensor] = {"noise_BCHW": self._noise(noise_BCHW, latents_BCHW, self._rules, stream)}
+        if self._rules.input_perturbation:
+            made["mixed_BCHW"] = perturbed(made["noise_BCHW"], self._rules, stream)
+        return made
 
     def error(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """How wrong every value is, ``error_BCHW``, in float32."""

@@ -27,6 +27,24 @@ class ObjectiveSettings(Settings):
     """How much each timestep counts. See `lorabake list weightings`."""
     learned_lr: float = Field(default=0.01, gt=0, le=1)
     """Learning rate of the weighting learned, in every step and with an AdamW of its own. 0.01 settles in about 300 steps; 0.003 to 0.03 is safe."""
+    noise: str = "gaussian"
+    """Which noise is added. See `lorabake list noises`."""
+    noise_offset: float = Field(default=0.05, gt=0, le=1)
+    """Strength of the noise offset. 0.0357 (SDXL's own) to 0.1 is usual; above, pictures get too contrasty."""
+    noise_offset_adaptive: float = Field(default=0.0, ge=-10, le=10)
+    """Added to the strength of the noise offset: this times the absolute mean of the picture's latent channel. About as large as noise_offset
+    is usual, 0 is off."""
+    noise_offset_random: bool = False
+    """Draw the strength of the noise offset for each picture anew, evenly between 0 and noise_offset."""
+    pyramid_iterations: int = Field(default=6, ge=1, le=20)
+    """Most grain sizes of pyramid noise. 6 to 10 is usual; small latents have room for fewer."""
+    pyramid_discount: float = Field(default=0.3, gt=0, lt=1)
+    """How strong each larger grain of pyramid noise is beside the one before. 0.1 to 0.4 is usual; 0.8 and above spoils detail."""
+    input_perturbation: float = Field(default=0.0, ge=0, le=1)
+    """γ of input perturbation: so much more noise is mixed in than is asked for, against errors that add up while drawing. 0 is off, 0.1 usual,
+    0.05 to 0.15 safe."""
+    input_perturbation_random: bool = False
+    """Draw that γ for each picture anew, evenly between 0 and input_perturbation."""
     timesteps: str = "uniform"
     """How timesteps are drawn. See `lorabake list timesteps`."""
     min_timestep: int = Field(default=0, ge=0, le=999)
@@ -55,7 +73,7 @@ class ObjectiveSettings(Settings):
         return getattr(self, name) if any(name in card.reads for card in self.rules()) else None
 
     def metadata(self) -> dict[str, Any]:
-        """The loss, and its weights where other trainers have no field of their own for them."""
+        """Loss and noise, and weights for which other trainers have no field of their own."""
         named = {"none", "min-snr", "debiased"}
         return {
             "loss_type": self.loss.replace("-", "_"),
@@ -63,4 +81,11 @@ class ObjectiveSettings(Settings):
             "huber_c": self.used("huber_c"),
             "huber_scale": self.used("huber_scale"),
             "weighting_scheme": None if self.weighting in named else self.weighting,
+            "noise_offset": self.used("noise_offset"),
+            "noise_offset_random_strength": self.used("noise_offset_random") or False,
+            "adaptive_noise_scale": self.used("noise_offset_adaptive") or None,
+            "multires_noise_iterations": self.used("pyramid_iterations"),
+            "multires_noise_discount": self.used("pyramid_discount"),
+            "ip_noise_gamma": self.input_perturbation or None,
+            "ip_noise_gamma_random_strength": self.input_perturbation_random and self.input_perturbation > 0,
         }

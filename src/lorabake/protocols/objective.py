@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, get_args, runtime_checkable
 
 from lorabake.base.cards import Card
@@ -12,8 +12,11 @@ from lorabake.protocols.family import Prediction
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
-RULES = ("loss", "huber_schedule", "weighting", "timesteps")
+RULES = ("loss", "huber_schedule", "weighting", "noise", "timesteps")
 """Kinds of rules that objectives share. An objective's setting that chooses one is called as its kind is."""
+
+Stream = Callable[[str, int], "Generator"]
+"""A generator on the CPU of the stream with a name, for the sample at a place in the batch. It is the same at any place there."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class ObjectiveCard(Card):
 
 @dataclass(frozen=True)
 class RuleCard(Card):
-    """The card of a loss, a weighting, a timestep rule …: a formula that any objective for ``predictions`` may use."""
+    """The card of a loss, a weighting, a kind of noise, a timestep rule …: a formula that any objective for ``predictions`` may use."""
 
     predictions: tuple[Prediction, ...] = get_args(Prediction)
     """What the models predict that it is good for."""
@@ -35,6 +38,8 @@ class RuleCard(Card):
     is a formula within this one."""
     learns: bool = False
     """Of weightings: whether what it says is only where it starts, and the weights are learned from there."""
+    cautions: Mapping[str, str] = field(default_factory=dict)
+    """What to warn of, by what the model predicts and by the name of a setting that is on."""
 
 
 class Objective(Protocol):
@@ -42,6 +47,10 @@ class Objective(Protocol):
 
     def draw_timesteps(self, shape_BCHW: Sequence[int], generator: Generator) -> Tensor:
         """``timesteps_B`` on the CPU for latents of this shape: whole numbers, or floats in [0, 1000] for flow models."""
+        ...
+
+    def noise(self, noise_BCHW: Tensor, latents_BCHW: Tensor, stream: Stream) -> dict[str, Tensor]:
+        """On the CPU, from plain noise: ``noise_BCHW`` to train with, and ``mixed_BCHW`` where something else is mixed into the latents."""
         ...
 
     def corrupt(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from lorabake.dataset.folder import Dataset, open_dataset
 from lorabake.families import caption_readers, family_card, inspect_model
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
-from lorabake.recipe.objectives import idle_settings as idle_rules
+from lorabake.recipe.objectives import objective_warnings
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
 from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings
@@ -183,7 +183,7 @@ def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Seq
         *_idle_text_options(recipe, facts, options),
         *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
-        *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),
+        *(f"objective.{told}" for told in objective_warnings(recipe.objective, facts.prediction)),
         *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),
     )
 

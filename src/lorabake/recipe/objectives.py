@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from lorabake.base.cards import Settings, cards
 from lorabake.base.errors import Problem, nearest
@@ -14,6 +14,8 @@ from lorabake.recipe.recipe import Choice
 
 _USUAL: Prediction = "epsilon"
 """What is assumed of a model that is not known yet, so that its recipe can be read at all."""
+_STRICT = frozenset({"noise"})
+"""Kinds of rules that other trainers choose by their numbers alone: a number that no chosen rule goes by is refused, not only warned of."""
 
 
 def default_objective(prediction: Prediction | None) -> str:
@@ -38,6 +40,10 @@ def objective_problems(choice: Choice, prediction: Prediction | None) -> Iterato
             yield Problem(
                 f"objective.{kind}", f"{_unfit(given, known, prediction)} Leave it out, or choose one of these."
             )
+    for name, value, kind, why in _idle(choice):
+        if kind in _STRICT:
+            what = f"{value} would do nothing: {why}. Choose that, or leave {name} out; there is one {kind} at a time."
+            yield Problem(f"objective.{name}", what)
 
 
 def reads(choice: Choice, name: str) -> bool:
@@ -47,25 +53,39 @@ def reads(choice: Choice, name: str) -> bool:
     )
 
 
-def idle_settings(choice: Choice) -> tuple[str, ...]:
-    """Settings that were given and do nothing, because the rule that would read them is not chosen."""
+def objective_warnings(choice: Choice, prediction: Prediction) -> tuple[str, ...]:
+    """What is allowed and probably not meant: settings that do nothing, and rules that harm a model which predicts this."""
     settings = choice.settings
-    told = (
-        f"{name} = {getattr(settings, name)} does nothing: {why}."
-        for name, field in type(settings).model_fields.items()
-        if getattr(settings, name) != field.default and not reads(choice, name) and (why := _why_idle(settings, name))
-    )
-    return tuple(told)
+    idle = [f"{name} = {value} does nothing: {why}." for name, value, kind, why in _idle(choice) if kind not in _STRICT]
+    if not isinstance(settings, ObjectiveSettings):
+        return tuple(idle)
+    if settings.input_perturbation_random and not settings.input_perturbation:
+        idle.append("input_perturbation_random does nothing: input_perturbation is 0.")
+    cautions = [
+        f"{card.kind} = {card.name}: {text}"
+        for card in settings.rules()
+        for about, text in card.cautions.items()
+        if about == prediction or getattr(settings, about, False)
+    ]
+    return (*idle, *cautions)
 
 
-def _why_idle(settings: Settings, name: str) -> str | None:
-    """Which rules a setting that no chosen one reads is for; None if it is not for rules."""
+def _idle(choice: Choice) -> Iterator[tuple[str, Any, str, str]]:
+    """Settings that were given and that no chosen rule goes by: name, value, the kind of rule that would, and why it does not."""
+    for name, field in type(choice.settings).model_fields.items():
+        value = getattr(choice.settings, name)
+        if value != field.default and not reads(choice, name) and (found := _why_idle(choice.settings, name)):
+            yield name, value, *found
+
+
+def _why_idle(settings: Settings, name: str) -> tuple[str, str] | None:
+    """The kind of rule that goes by a setting, and why no chosen one does; None if it is not for rules."""
     for kind in RULES:
         readers = [rule for rule, card in _rules(kind).items() if name in card.reads]
         if readers and (chosen := getattr(settings, kind, None)) is not None:
             if chosen in readers:  # which are for another rule, that is not chosen
                 return _why_idle(settings, kind)
-            return f"it is for {kind} {_listed(readers)}, and {kind} is '{chosen}'"
+            return kind, f"it is for {kind} {_listed(readers)}, and {kind} is '{chosen}'"
     return None
 
 

@@ -153,7 +153,8 @@ def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:
 def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
     """All that one batch's loss is computed from, on the CPU: whatever is drawn, read or looked up happens here.
 
-    ``latents_BCHW`` and ``noise_BCHW`` (float32), ``timesteps_B``, and under names of their own what is told of captions and framings.
+    ``latents_BCHW`` and ``noise_BCHW`` (float32; ``mixed_BCHW`` if that is mixed in instead), ``timesteps_B``, and under names of their own
+    what is told of captions and framings.
     Every tensor has the batch first. For a GPU they lie in pinned memory, from where copies need no waiting.
     """
     seed = bake.recipe.train.seed
@@ -166,9 +167,15 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
         )
         for slot, index in enumerate(batch)
     ]
+    noise_BCHW = torch.randn(latents_BCHW.shape, generator=torch_stream(seed, "noise", step, micro))
+
+    def stream(name: str, slot: int) -> torch.Generator:
+        """A picture's own, and one more for each time that it is in the batch."""
+        return torch_stream(seed, name, step, micro, batch[slot], batch[:slot].count(batch[slot]))
+
     inputs: Inputs = {
         "latents_BCHW": latents_BCHW,
-        "noise_BCHW": torch.randn(latents_BCHW.shape, generator=torch_stream(seed, "noise", step, micro)),
+        **bake.objective.noise(noise_BCHW, latents_BCHW, stream),
         "timesteps_B": bake.objective.draw_timesteps(latents_BCHW.shape, torch_stream(seed, "timesteps", step, micro)),
         **bake.text(captions),
         **bake.model.frame([bake.framings[index][view] for index, view in views]),
@@ -185,7 +192,7 @@ def loss_of(model: Model, objective: Objective, inputs: Inputs) -> Tensor:
     """
     told = dict(inputs)
     latents_BCHW, noise_BCHW, timesteps_B = (told.pop(name) for name in ("latents_BCHW", "noise_BCHW", "timesteps_B"))
-    noisy_BCHW = objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
+    noisy_BCHW = objective.corrupt(latents_BCHW, told.pop("mixed_BCHW", noise_BCHW), timesteps_B)
     prediction_BCHW = model.predict(noisy_BCHW, timesteps_B, conditioning_of(model, told))
     target_BCHW = objective.target(latents_BCHW, noise_BCHW, timesteps_B)
     error_B = objective.error(prediction_BCHW, target_BCHW, timesteps_B).mean((1, 2, 3))
