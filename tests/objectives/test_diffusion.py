@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lorabake.base.errors import UserError
 from lorabake.families import load_model
+from lorabake.families.networks.noise import betas_of
 from lorabake.objectives.diffusion import Diffusion, DiffusionSettings
 
 CPU = torch.device("cpu")
@@ -142,6 +143,24 @@ def test_a_rule_that_is_not_there(field: str) -> None:
     with pytest.raises(UserError, match="'no-such' is not a known"):
         rule: dict[str, Any] = {field: "no-such"}
         objective(**rule)
+
+
+# ---- zero terminal SNR
+
+
+@pytest.mark.parametrize("weighting", ["none", "min-snr", "soft-min-snr", "p2", "debiased", "epsilon-like", "learned"])
+def test_the_last_timestep_may_be_noise_alone(weighting: str) -> None:
+    """Then v is −x, and SNR 0 is no trouble: weights are those of the rescaled schedule."""
+    betas_T = betas_of({"trained_betas": BETAS_T.tolist(), "num_train_timesteps": 1000, "rescale_betas_zero_snr": True,
+                        "prediction_type": "v_prediction"})  # fmt: skip
+    made = objective("v", betas_T, weighting=weighting)
+    x, noise, t = sample()
+    assert torch.equal(made.corrupt(x, noise, t)[-1], noise[-1]) and torch.equal(made.target(x, noise, t)[-1], -x[-1])
+    assert bool(torch.isfinite(made.weigh(torch.ones(5), t)).all())
+    at_the_end = {"none": 1.0, "learned": 1.0, "debiased": 1.0}.get(weighting, 0.0)
+    assert float(made.weight_T[-1]) == at_the_end
+    snr = 1 / (1 / ((1 - betas_T).cumprod(0)[900]) - 1)
+    assert weighting != "min-snr" or float(made.weight_T[900]) == pytest.approx(float(snr / (snr + 1)), rel=1e-5)
 
 
 # ---- against diffusers

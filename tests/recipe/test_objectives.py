@@ -107,6 +107,17 @@ def test_there_is_one_kind_of_noise(prediction: Prediction, given: dict[str, Any
     assert wrong == {f"objective.{where}": f"{why} {tail}"}
 
 
+def test_zero_terminal_snr_is_for_v_alone() -> None:
+    _, wrong = parsed("epsilon", zero_terminal_snr=True)
+    assert list(wrong) == ["objective.zero_terminal_snr"]
+    assert wrong["objective.zero_terminal_snr"].startswith(
+        "true, but the base model predicts epsilon: at the last timestep "
+    )
+    _, wrong = parsed("flow", zero_terminal_snr=True)
+    assert wrong["objective.zero_terminal_snr"].startswith("not a setting of 'flow'.")
+    assert parsed("v", zero_terminal_snr=True)[1] == {}
+
+
 # ---- whole recipes
 
 
@@ -172,6 +183,11 @@ def test_settings_are_those_of_the_models_objective(checked: Any) -> None:
          ["objective.huber_scale = 2.0 does nothing: it is for huber_schedule 'constant' or 'exponential', and huber_schedule is 'snr'."]),
         ("epsilon", {"loss": "smooth-l1", "huber_schedule": "constant", "huber_scale": 2.0, "huber_c": 0.2}, []),
         ("v", {"input_perturbation_random": True}, ["objective.input_perturbation_random does nothing: input_perturbation is 0."]),
+        ("v", {"zero_terminal_snr": True, "max_timestep": 900, "noise": "offset"},
+         ["objective.zero_terminal_snr is for the last timestep, and max_timestep = 900 leaves it out.",
+          "objective.weighting = min-snr: it hardly counts the last timesteps, ",
+          "objective.noise = offset: zero_terminal_snr mends the same, "]),
+        ("v", {"zero_terminal_snr": True, "weighting": "debiased"}, []),
         ("flow", {"noise": "offset"}, ["objective.noise = offset: it mends what flow models do not have, "]),
         ("flow", {"noise": "pyramid"}, ["objective.noise = pyramid: it mends what flow models do not have, "]),
         ("epsilon", {"noise": "offset", "noise_offset": 0.1, "noise_offset_random": True, "input_perturbation": 0.1}, []),

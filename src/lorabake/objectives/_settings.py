@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from pydantic import Field, model_validator
 
 from lorabake.base.cards import Settings, cards
+from lorabake.protocols.family import Prediction
 from lorabake.protocols.objective import RULES, RuleCard
 
 
@@ -71,6 +72,19 @@ class ObjectiveSettings(Settings):
     def used(self, name: str) -> Any:
         """The value of a setting if a rule goes by it, else None."""
         return getattr(self, name) if any(name in card.reads for card in self.rules()) else None
+
+    def schedule(self) -> Mapping[str, Any]:
+        """What of the model's scheduler settings is otherwise while it is trained, and when pictures are drawn with what was."""
+        return {}
+
+    def unfit(self, prediction: Prediction) -> Iterator[tuple[str, str]]:
+        """Settings, by name, that models which predict this cannot be trained with, and why not."""
+        return iter(())
+
+    def doubts(self) -> Iterator[str]:
+        """What is allowed and probably not meant."""
+        if self.input_perturbation_random and not self.input_perturbation:
+            yield "input_perturbation_random does nothing: input_perturbation is 0."
 
     def metadata(self) -> dict[str, Any]:
         """Loss and noise, and weights for which other trainers have no field of their own."""

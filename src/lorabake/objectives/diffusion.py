@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -35,10 +35,34 @@ class DiffusionSettings(ObjectiveSettings):
     p2_k: float = Field(default=1.0, gt=0, le=100)
     """k of p2: the signal-to-noise ratio at which damping begins, and the limit to how much noisy timesteps count. 1 is usual."""
 
+    zero_terminal_snr: bool = False
+    """Stretch the noise schedule until its last timestep is noise alone, for very dark and very bright pictures (arXiv 2305.08891). Only for v
+    models. Pictures must be drawn on the same schedule, with trailing timesteps, as the run's samples are."""
+
+    def schedule(self) -> Mapping[str, Any]:
+        """Lin et al. 2023, arXiv 2305.08891: rescaled betas (algorithm 1), and timesteps that begin at the last one (table 2)."""
+        return {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.zero_terminal_snr else {}
+
+    def unfit(self, prediction: Prediction) -> Iterator[tuple[str, str]]:
+        """Noise cannot be told from noise."""
+        if self.zero_terminal_snr and prediction == "epsilon":
+            why = (
+                "true, but the base model predicts epsilon: at the last timestep it would be asked for the very noise it sees, which says "
+                "nothing of the picture. It is for models that predict v. Leave it out; for others there is noise = 'offset'."
+            )
+            yield "zero_terminal_snr", why
+
+    def doubts(self) -> Iterator[str]:
+        """Those of every objective, and timesteps that are mended and left out."""
+        yield from super().doubts()
+        if self.zero_terminal_snr and self.max_timestep < 1000:
+            yield f"zero_terminal_snr is for the last timestep, and max_timestep = {self.max_timestep} leaves it out."
+
     def metadata(self) -> dict[str, Any]:
-        """The loss and its weights."""
+        """The loss and its weights, and the schedule."""
         used = {name: self.used(name) for name in ("min_snr_gamma", "p2_gamma", "p2_k")}
-        return {**super().metadata(), **used, "debiased_estimation": self.weighting == "debiased"}
+        own = {"debiased_estimation": self.weighting == "debiased", "zero_terminal_snr": self.zero_terminal_snr}
+        return {**super().metadata(), **used, **own}
 
 
 class Diffusion(Ruled):

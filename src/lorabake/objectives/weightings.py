@@ -60,6 +60,10 @@ def _as_for(prediction: Prediction, of_epsilon_B: Tensor, snr_B: Tensor) -> Tens
     return of_epsilon_B * snr_B / (snr_B + 1) if prediction == "v" else of_epsilon_B
 
 
+_ZERO_SNR = {
+    "zero_terminal_snr": "it hardly counts the last timesteps, and the very last, which zero_terminal_snr is for, not at all. "
+    "none and debiased do."
+}
 _HERE = "lorabake.objectives.weightings"
 CARDS = (
     RuleCard("weighting", "none", "Every timestep weighs the same.", f"{_HERE}:none"),
@@ -70,6 +74,7 @@ CARDS = (
         f"{_HERE}:min_snr",
         predictions=("epsilon", "v"),
         reads=("min_snr_gamma",),
+        cautions=_ZERO_SNR,
     ),
     RuleCard(
         "weighting",
@@ -78,6 +83,7 @@ CARDS = (
         f"{_HERE}:soft_min_snr",
         predictions=("epsilon", "v"),
         reads=("min_snr_gamma",),
+        cautions=_ZERO_SNR,
     ),
     RuleCard(
         "weighting",
@@ -86,6 +92,7 @@ CARDS = (
         f"{_HERE}:p2",
         predictions=("epsilon", "v"),
         reads=("p2_k", "p2_gamma"),
+        cautions=_ZERO_SNR,
     ),
     RuleCard(
         "weighting",
@@ -100,6 +107,7 @@ CARDS = (
         "Counts the errors of a v model as if it predicted noise: less of the noisiest timesteps.",
         f"{_HERE}:epsilon_like",
         predictions=("v",),
+        cautions=_ZERO_SNR,
     ),
     RuleCard(
         "weighting",

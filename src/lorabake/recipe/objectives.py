@@ -44,6 +44,8 @@ def objective_problems(choice: Choice, prediction: Prediction | None) -> Iterato
         if kind in _STRICT:
             what = f"{value} would do nothing: {why}. Choose that, or leave {name} out; there is one {kind} at a time."
             yield Problem(f"objective.{name}", what)
+    if prediction is not None and isinstance(choice.settings, ObjectiveSettings):
+        yield from (Problem(f"objective.{name}", what) for name, what in choice.settings.unfit(prediction))
 
 
 def reads(choice: Choice, name: str) -> bool:
@@ -59,15 +61,13 @@ def objective_warnings(choice: Choice, prediction: Prediction) -> tuple[str, ...
     idle = [f"{name} = {value} does nothing: {why}." for name, value, kind, why in _idle(choice) if kind not in _STRICT]
     if not isinstance(settings, ObjectiveSettings):
         return tuple(idle)
-    if settings.input_perturbation_random and not settings.input_perturbation:
-        idle.append("input_perturbation_random does nothing: input_perturbation is 0.")
     cautions = [
         f"{card.kind} = {card.name}: {text}"
         for card in settings.rules()
         for about, text in card.cautions.items()
         if about == prediction or getattr(settings, about, False)
     ]
-    return (*idle, *cautions)
+    return (*idle, *settings.doubts(), *cautions)
 
 
 def _idle(choice: Choice) -> Iterator[tuple[str, Any, str, str]]:

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 
 from lorabake.adapters import graft
-from lorabake.base.cards import find
+from lorabake.base.cards import Settings, find
 from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Events
 from lorabake.dataset.caption import is_static
 from lorabake.dataset.order import batches_per_epoch
 from lorabake.families import family_card, load_model
+from lorabake.families.networks.noise import betas_of
+from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import Model, Part
@@ -49,6 +51,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         )
     reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, dtype=dtype, device=device, **reading)
+    _reschedule(model, recipe.objective.settings)
     views = _views(checked)
     latents = _latents(checked, views, model, events, stop)
     text_rate = recipe.rates.text_encoder_lr or 0.0
@@ -83,6 +86,14 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         captured=_captured(model, objective, grafted, learning, events),
         beside=beside,
     )
+
+
+def _reschedule(model: Model, settings: Settings) -> None:
+    """Give the model the noise schedule that its objective wants, for steps and samples alike."""
+    changes = settings.schedule() if isinstance(settings, ObjectiveSettings) else {}
+    if changes:
+        model.sampler = {**model.sampler, **changes}
+        model.betas_T = betas_of(model.sampler)
 
 
 def steps_per_epoch(checked: Checked) -> int:
