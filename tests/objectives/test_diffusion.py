@@ -107,6 +107,31 @@ def test_timesteps_are_within_bounds_and_all_drawn() -> None:
     assert float(everything.float().mean()) == pytest.approx(499.5, rel=0.02)
 
 
+def test_rules_of_timesteps_are_for_whole_ones_too() -> None:
+    for rule, middle in (("sigmoid", 0.68), ("logit-normal", 0.68), ("stratified", 0.46)):
+        made = objective("v", timesteps=rule)
+        drawn = made.draw_timesteps((20000, 4, 8, 8), torch.Generator().manual_seed(1))
+        assert drawn.dtype == torch.int64 and drawn.min() >= 0 and drawn.max() <= 999
+        between = ((drawn >= 269) & (drawn < 731)).float().mean()  # logistic(±1), one deviation to either side
+        assert float(between) == pytest.approx(middle, abs=0.01)
+    drawn = objective(timesteps="stratified").draw_timesteps((1000, 4, 8, 8), torch.Generator().manual_seed(1))
+    assert sorted(drawn.tolist()) == list(range(1000))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [None, None, None]),
+        ({"timesteps": "stratified"}, ["stratified", None, None]),
+        ({"timesteps": "sigmoid", "sigmoid_scale": 0.5}, ["sigmoid", 0.5, None]),
+        ({"timesteps": "logit-normal", "logit_mean": 0.5}, ["logit_normal", None, 0.5]),
+    ],
+)
+def test_files_say_how_timesteps_were_drawn(settings: dict[str, Any], expected: list[Any]) -> None:
+    said = DiffusionSettings(**settings).metadata()
+    assert [said[name] for name in ("timestep_sampling", "sigmoid_scale", "logit_mean")] == expected
+
+
 def test_a_shorter_schedule_bounds_the_timesteps() -> None:
     drawn = objective(betas_T=BETAS_T[:20]).draw_timesteps((500, 4, 8, 8), torch.Generator().manual_seed(1))
     assert set(drawn.tolist()) == set(range(20))

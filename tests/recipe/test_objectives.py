@@ -73,7 +73,8 @@ def test_an_objective_of_other_models_is_one_problem(prediction: Prediction, nam
     ("prediction", "rule", "given", "allowed"),
     [("flow", "weighting", "min-snr", "learned, none"),
      ("epsilon", "weighting", "epsilon-like", "debiased, learned, min-snr, none, p2, soft-min-snr"),
-     ("epsilon", "timesteps", "flux-shift", "uniform"), ("v", "timesteps", "shift", "uniform")],
+     ("epsilon", "timesteps", "flux-shift", "logit-normal, sigmoid, stratified, uniform"),
+     ("v", "timesteps", "resolution-shift", "logit-normal, sigmoid, stratified, uniform")],
 )  # fmt: skip
 def test_a_rule_of_other_models_is_named(prediction: Prediction, rule: str, given: str, allowed: str) -> None:
     _, wrong = parsed(prediction, **{rule: given})
@@ -165,9 +166,10 @@ def test_settings_are_those_of_the_models_objective(checked: Any) -> None:
     ("prediction", "objective", "told"),
     [
         ("flow", {"timesteps": "uniform", "sigmoid_scale": 0.5},
-         ["objective.sigmoid_scale = 0.5 does nothing: it is for timesteps 'flux-shift' or 'shift' or 'sigmoid', and timesteps is 'uniform'."]),
+         ["objective.sigmoid_scale = 0.5 does nothing: it is for timesteps 'flux-shift' or 'resolution-shift' or 'shift' or 'sigmoid', and "
+          "timesteps is 'uniform'."]),
         ("flow", {"timesteps": "flux-shift", "shift": 3.0},
-         ["objective.shift = 3.0 does nothing: it is for timesteps 'shift', and timesteps is 'flux-shift'."]),
+         ["objective.shift = 3.0 does nothing: it is for timesteps 'resolution-shift' or 'shift', and timesteps is 'flux-shift'."]),
         ("flow", {"logit_mean": 1.0, "logit_std": 2.0}, ["objective.logit_mean = 1.0 does nothing", "objective.logit_std = 2.0 does nothing"]),
         ("epsilon", {"weighting": "none", "min_snr_gamma": 3.0},
          ["objective.min_snr_gamma = 3.0 does nothing: it is for weighting 'min-snr' or 'soft-min-snr', and weighting is 'none'."]),
@@ -188,6 +190,10 @@ def test_settings_are_those_of_the_models_objective(checked: Any) -> None:
           "objective.weighting = min-snr: it hardly counts the last timesteps, ",
           "objective.noise = offset: zero_terminal_snr mends the same, "]),
         ("v", {"zero_terminal_snr": True, "weighting": "debiased"}, []),
+        ("v", {"timesteps": "stratified"}, ["objective.timesteps = stratified: a batch of one picture has nothing to spread, "]),
+        ("epsilon", {"logit_mean": 1.0}, ["objective.logit_mean = 1.0 does nothing: it is for timesteps 'logit-normal', and timesteps is 'uniform'."]),
+        ("epsilon", {"timesteps": "sigmoid", "sigmoid_scale": 0.5}, []),
+        ("flow", {"timesteps": "resolution-shift", "shift": 2.0}, []),
         ("flow", {"noise": "offset"}, ["objective.noise = offset: it mends what flow models do not have, "]),
         ("flow", {"noise": "pyramid"}, ["objective.noise = pyramid: it mends what flow models do not have, "]),
         ("epsilon", {"noise": "offset", "noise_offset": 0.1, "noise_offset_random": True, "input_perturbation": 0.1}, []),

@@ -48,6 +48,12 @@ class ObjectiveSettings(Settings):
     """Draw that γ for each picture anew, evenly between 0 and input_perturbation."""
     timesteps: str = "uniform"
     """How timesteps are drawn. See `lorabake list timesteps`."""
+    sigmoid_scale: float = Field(default=1.0, gt=0, le=10)
+    """Width of sigmoid and of the timestep rules that shift it: smaller is more in the middle. 1 is usual, 0.5 to 1.5 safe."""
+    logit_mean: float = Field(default=0.0, ge=-10, le=10)
+    """Mean of logit-normal: above 0 is more noise. -1 to 1 is usual."""
+    logit_std: float = Field(default=1.0, gt=0, le=10)
+    """Width of logit-normal. 1 is usual."""
     min_timestep: int = Field(default=0, ge=0, le=999)
     """Lowest timestep trained (0 is clean)."""
     max_timestep: int = Field(default=1000, ge=1, le=1000)
@@ -87,7 +93,7 @@ class ObjectiveSettings(Settings):
             yield "input_perturbation_random does nothing: input_perturbation is 0."
 
     def metadata(self) -> dict[str, Any]:
-        """Loss and noise, and weights for which other trainers have no field of their own."""
+        """Loss, noise and timesteps, and weights for which other trainers have no field of their own."""
         named = {"none", "min-snr", "debiased"}
         return {
             "loss_type": self.loss.replace("-", "_"),
@@ -102,4 +108,8 @@ class ObjectiveSettings(Settings):
             "multires_noise_discount": self.used("pyramid_discount"),
             "ip_noise_gamma": self.input_perturbation or None,
             "ip_noise_gamma_random_strength": self.input_perturbation_random and self.input_perturbation > 0,
+            "timestep_sampling": None if self.timesteps == "uniform" else self.timesteps.replace("-", "_"),
+            "sigmoid_scale": self.used("sigmoid_scale"),
+            "logit_mean": self.used("logit_mean"),
+            "logit_std": self.used("logit_std"),
         }

@@ -34,31 +34,17 @@ class FlowSettings(ObjectiveSettings):
     """
 
     timesteps: str = "shift"
-    """How timesteps are drawn. flux-shift suits pictures of many sizes. See `lorabake list timesteps`."""
-    sigmoid_scale: float = Field(default=1.0, gt=0, le=10)
-    """Width of sigmoid, shift and flux-shift: smaller is more in the middle. 1 is usual, 0.5 to 1.5 safe."""
+    """How timesteps are drawn. flux-shift and resolution-shift suit pictures of many sizes. See `lorabake list timesteps`."""
     shift: float | None = Field(default=None, gt=0, le=100)
-    """How far the rule shift moves timesteps towards noise; 1 is not at all. Default: that of the model's own schedule, or 3 where its files
+    """How far shift and resolution-shift move timesteps towards noise; 1 is not at all. Default: that of the model's own schedule, or 3 where its files
     do not say it; the run's recipe holds the value. 1 to 6 is usual."""
-    logit_mean: float = Field(default=0.0, ge=-10, le=10)
-    """Mean of logit-normal: above 0 is more noise. -1 to 1 is usual."""
-    logit_std: float = Field(default=1.0, gt=0, le=10)
-    """Width of logit-normal. 1 is usual."""
 
     def metadata(self) -> dict[str, Any]:
         """The loss, and how timesteps are drawn, in other trainers' words."""
-        normal = self.timesteps == "logit-normal"
-        return {
-            **super().metadata(),
-            "timestep_sampling": {"flux-shift": "flux_shift", "logit-normal": "sigma"}.get(
-                self.timesteps, self.timesteps
-            ),
-            "sigmoid_scale": None if normal or self.timesteps == "uniform" else self.sigmoid_scale,
-            "discrete_flow_shift": self.shift if self.timesteps == "shift" else None,
-            "logit_mean": self.logit_mean if normal else None,
-            "logit_std": self.logit_std if normal else None,
-            "model_prediction_type": "raw",
-        }
+        names = {"uniform": "uniform", "logit-normal": "sigma"}
+        known = {"timestep_sampling": names[self.timesteps]} if self.timesteps in names else {}
+        own = {"discrete_flow_shift": self.used("shift"), "model_prediction_type": "raw"}
+        return {**super().metadata(), **known, **own}
 
 
 class Flow(Ruled):
@@ -68,16 +54,24 @@ class Flow(Ruled):
         settings: loss, weighting and timestep rule.
         sampler: the model's scheduler settings; its shifts are read.
         device: of the losses.
+        usual_tokens: patches of 2 × 2 latent cells in a picture of the model's own size.
     """
 
-    def __init__(self, settings: FlowSettings, sampler: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        settings: FlowSettings,
+        sampler: Mapping[str, Any],
+        device: torch.device | str = "cpu",
+        usual_tokens: int = 4096,
+    ) -> None:
         super().__init__(settings, device)
-        self.settings, self._sampler = settings, sampler
+        self.settings, self._sampler, self._usual_tokens = settings, sampler, usual_tokens
 
     def draw_timesteps(self, shape_BCHW: Sequence[int], generator: Generator) -> Tensor:
         """``timesteps_B``, float32 on the CPU, from ``min_timestep`` to ``max_timestep``."""
         low, high = self.settings.min_timestep, self.settings.max_timestep
-        shares_B = self._draw(Draw.of(shape_BCHW, _LEVELS, self._sampler, self.settings, generator))
+        draw = Draw.of(shape_BCHW, _LEVELS, self._sampler, self.settings, generator, self._usual_tokens)
+        shares_B = self._draw(draw)
         return (low + (high - low) * shares_B).float()
 
     def corrupt(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
@@ -101,8 +95,9 @@ class Flow(Ruled):
 
 
 def flow_for(settings: FlowSettings, model: Model) -> Flow:
-    """The objective with a model's own shift."""
-    return Flow(settings, model.sampler, model.device)
+    """The objective with a model's own shift and size."""
+    side = model.facts.resolution // model.facts.latent_scale // 2
+    return Flow(settings, model.sampler, model.device, side * side)
 
 
 def _shares(timesteps_B: Tensor) -> Tensor:

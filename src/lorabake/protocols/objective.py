@@ -40,6 +40,8 @@ class RuleCard(Card):
     """Of weightings: whether what it says is only where it starts, and the weights are learned from there."""
     cautions: Mapping[str, str] = field(default_factory=dict)
     """What to warn of, by what the model predicts and by the name of a setting that is on."""
+    alone: str = ""
+    """What to warn of where a batch is a single picture."""
 
 
 class Objective(Protocol):

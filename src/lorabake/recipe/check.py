@@ -183,7 +183,10 @@ def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Seq
         *_idle_text_options(recipe, facts, options),
         *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
-        *(f"objective.{told}" for told in objective_warnings(recipe.objective, facts.prediction)),
+        *(
+            f"objective.{told}"
+            for told in objective_warnings(recipe.objective, facts.prediction, recipe.train.batch_size)
+        ),
         *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),
     )
 

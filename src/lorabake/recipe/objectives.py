@@ -55,8 +55,8 @@ def reads(choice: Choice, name: str) -> bool:
     )
 
 
-def objective_warnings(choice: Choice, prediction: Prediction) -> tuple[str, ...]:
-    """What is allowed and probably not meant: settings that do nothing, and rules that harm a model which predicts this."""
+def objective_warnings(choice: Choice, prediction: Prediction, batch_size: int) -> tuple[str, ...]:
+    """What is allowed and probably not meant: settings and rules that do nothing, or harm a model which predicts this."""
     settings = choice.settings
     idle = [f"{name} = {value} does nothing: {why}." for name, value, kind, why in _idle(choice) if kind not in _STRICT]
     if not isinstance(settings, ObjectiveSettings):
@@ -64,8 +64,8 @@ def objective_warnings(choice: Choice, prediction: Prediction) -> tuple[str, ...
     cautions = [
         f"{card.kind} = {card.name}: {text}"
         for card in settings.rules()
-        for about, text in card.cautions.items()
-        if about == prediction or getattr(settings, about, False)
+        for about, text in [*card.cautions.items(), ("", card.alone if batch_size == 1 else "")]
+        if text and (about in ("", prediction) or getattr(settings, about, False))
     ]
     return (*idle, *settings.doubts(), *cautions)
 

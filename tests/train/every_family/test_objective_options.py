@@ -29,8 +29,13 @@ CASES: dict[str, tuple[str, list[str], dict[str, str]]] = {
     ),
     "no signal at the end": (
         "sd2-v",
-        ["zero_terminal_snr=true", "weighting='learned'"],
-        {"ss_zero_terminal_snr": "True", "ss_weighting_scheme": "learned"},
+        ["zero_terminal_snr=true", "weighting='learned'", "timesteps='stratified'"],
+        {"ss_zero_terminal_snr": "True", "ss_timestep_sampling": "stratified", "ss_weighting_scheme": "learned"},
+    ),
+    "as much shift as pixels": (
+        "sd3",
+        ["timesteps='resolution-shift'", "loss='l1'"],
+        {"ss_timestep_sampling": "resolution_shift", "ss_discrete_flow_shift": "3.0", "ss_loss_type": "l1", "ss_huber_c": "None"},
     ),
     "flow": (
         "flux",
