@@ -102,16 +102,16 @@ def sigma(t: int) -> float:
 def test_schedules_of_diffusion_by_hand(prediction: str) -> None:
     t = torch.tensor([0, 250, 999])
     kind: dict[str, Any] = {"prediction": prediction, "loss": "smooth-l1", "huber_c": 0.25}
-    near = {"abs": 1e-6}
+    near = 1e-6
     constant = diffusion(**kind, huber_schedule="constant", huber_scale=3.0)
-    assert turning_points(constant, t) == pytest.approx([0.75] * 3, **near)
+    assert turning_points(constant, t) == pytest.approx([0.75] * 3, abs=near)
     exponential = diffusion(**kind, huber_schedule="exponential", huber_scale=2.0)
-    assert turning_points(exponential, t) == pytest.approx([2.0, 2 * 0.25**0.25, 2 * 0.25**0.999], **near)
+    assert turning_points(exponential, t) == pytest.approx([2.0, 2 * 0.25**0.25, 2 * 0.25**0.999], abs=near)
     expected = [0.75 / (1 + sigma(step)) ** 2 + 0.25 for step in t.tolist()]
     assert turning_points(diffusion(**kind, huber_schedule="snr", huber_scale=9.0), t) == pytest.approx(
-        expected, **near
+        expected, abs=near
     )
-    assert turning_points(diffusion(**kind), t) == pytest.approx(expected, **near), "snr is the usual one"
+    assert turning_points(diffusion(**kind), t) == pytest.approx(expected, abs=near), "snr is the usual one"
 
 
 def test_known_numbers_of_the_snr_schedule() -> None:
@@ -124,11 +124,11 @@ def test_schedules_of_flow_by_hand() -> None:
     """σ = s / (1 − s): at s = 3/4 it is 3, at s = 1 without end."""
     t = torch.tensor([0.0, 500.0, 750.0, 1000.0])
     kind: dict[str, Any] = {"loss": "smooth-l1", "huber_c": 0.25}
-    near = {"abs": 1e-6}
-    assert turning_points(flow(**kind), t) == pytest.approx([1.0, 0.75 / 4 + 0.25, 0.75 / 16 + 0.25, 0.25], **near)
+    near = 1e-6
+    assert turning_points(flow(**kind), t) == pytest.approx([1.0, 0.75 / 4 + 0.25, 0.75 / 16 + 0.25, 0.25], abs=near)
     exponential = flow(**kind, huber_schedule="exponential")
-    assert turning_points(exponential, t) == pytest.approx([1.0, 0.5, 0.25**0.75, 0.25], **near)
-    assert turning_points(flow(**kind, huber_schedule="constant"), t) == pytest.approx([0.25] * 4, **near)
+    assert turning_points(exponential, t) == pytest.approx([1.0, 0.5, 0.25**0.75, 0.25], abs=near)
+    assert turning_points(flow(**kind, huber_schedule="constant"), t) == pytest.approx([0.25] * 4, abs=near)
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1))

@@ -27,7 +27,8 @@ class ObjectiveSettings(Settings):
     weighting: str = "none"
     """How much each timestep counts. See `lorabake list weightings`."""
     learned_lr: float = Field(default=0.01, gt=0, le=1)
-    """Learning rate of the weighting learned, in every step and with an AdamW of its own. 0.01 settles in about 300 steps; 0.003 to 0.03 is safe."""
+    """Learning rate of the weighting learned, in every step and with an AdamW of its own. 0.01 settles in about 300 steps; 0.003 to 0.03 is safe.
+    With that weighting the loss that is shown compares with no other, and may go below 0."""
     noise: str = "gaussian"
     """Which noise is added. See `lorabake list noises`."""
     noise_offset: float = Field(default=0.05, gt=0, le=1)

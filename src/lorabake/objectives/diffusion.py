@@ -33,7 +33,7 @@ class DiffusionSettings(ObjectiveSettings):
     p2_gamma: float = Field(default=1.0, gt=0, le=4)
     """γ of p2: how steeply clean timesteps are damped. 0.5 and 1 are usual, up to 2 safe."""
     p2_k: float = Field(default=1.0, gt=0, le=100)
-    """k of p2: the signal-to-noise ratio at which damping begins, and the limit to how much noisy timesteps count. 1 is usual."""
+    """k of p2: the signal-to-noise ratio where damping begins. Above 1 all weights are smaller, below 1 the noisy ones larger. 1 is usual."""
 
     zero_terminal_snr: bool = False
     """Stretch the noise schedule until its last timestep is noise alone, for very dark and very bright pictures (arXiv 2305.08891). Only for v

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lorabake.base.cards import find
 from lorabake.optimizers._flat import FlatGroup
-from lorabake.optimizers.adamw import AdamW, AdamWSettings
 from lorabake.protocols.objective import LearningObjective, Objective
 from lorabake.protocols.optimizer import Optimizer
 
@@ -23,5 +23,6 @@ class Beside:
         if not isinstance(objective, LearningObjective) or not (parameters := objective.parameters()):
             return None
         group = FlatGroup("objective", parameters)
-        settings = AdamWSettings(betas=(0.9, 0.99), weight_decay=0.0).model_dump()
-        return cls(group, AdamW([{"params": [group.values], "lr": objective.learning_rate}], **settings))
+        card = find("optimizer", "adamw")
+        settings = card.settings.model_validate({"betas": (0.9, 0.99), "weight_decay": 0.0}).model_dump()
+        return cls(group, card.load()([{"params": [group.values], "lr": objective.learning_rate}], **settings))
