@@ -164,6 +164,10 @@ class TrainingFacts:
     huber_schedule: str | None = None
     huber_scale: Number | None = None
     huber_c: Number | None = None
+    weighting_scheme: str | None = None
+    """How much timesteps count, in ways that have no field of their own; left out without one, and so are the numbers of ``p2``."""
+    p2_gamma: Number | None = None
+    p2_k: Number | None = None
 
     # Flow models alone
     timestep_sampling: str | None = None
@@ -195,7 +199,17 @@ _OF_FLOW = [
     "guidance_scale",
     "t5xxl_max_token_length",
 ]
-_LEFT_OUT_WHEN_EMPTY = {"sd_model_hash", "new_sd_model_hash", "vae_name", "vae_hash", "new_vae_hash", "network_args"}
+_LEFT_OUT_WHEN_EMPTY = {
+    "sd_model_hash",
+    "new_sd_model_hash",
+    "vae_name",
+    "vae_hash",
+    "new_vae_hash",
+    "network_args",
+    "weighting_scheme",
+    "p2_gamma",
+    "p2_k",
+}
 _FILES = {"output_name", "sd_model_name", "vae_name"}
 _BY_FOLDER = {"dataset_dirs", "reg_dataset_dirs", "tag_frequency"}
 

@@ -22,7 +22,7 @@ from lorabake.dataset.order import batches_per_epoch
 from lorabake.families import caption_readers, family_card, inspect_model
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
-from lorabake.recipe.objectives import idle_settings as idle_rules
+from lorabake.recipe.objectives import objective_warnings
 from lorabake.recipe.pictures import (
     Pictures,
     Regularisation,
@@ -327,7 +327,10 @@ def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Seq
         *(f"data.{idle}" for idle in idle_pictures(recipe.data)),
         *(f"data.masks.{idle}" for idle in idle_masks(recipe.data.masks)),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
-        *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),
+        *(
+            f"objective.{told}"
+            for told in objective_warnings(recipe.objective, facts.prediction, recipe.train.batch_size)
+        ),
         *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),
     )
 

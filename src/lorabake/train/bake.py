@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from lorabake.adapters import graft
-from lorabake.base.cards import find
+from lorabake.base.cards import Settings, find
 from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Events
 from lorabake.dataset.caption import is_static
 from lorabake.families import family_card, load_model
+from lorabake.families.networks.noise import betas_of
+from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import Model, Part
@@ -22,6 +24,7 @@ from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Checked, Recipe
 from lorabake.recipe.pictures import Pictures
 from lorabake.train.asked import Asked
+from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, CudaGraphs, Inputs
 from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
@@ -51,6 +54,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         )
     reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, dtype=dtype, device=device, **reading)
+    _reschedule(model, recipe.objective.settings)
     seen = [_seen(pictures, recipe.data.flip) for pictures in checked.pictures]
     latents = [found for views, folder in zip(seen, checked.pictures, strict=True)
                for found in _latents(views, folder.home, model, events, stop)]  # fmt: skip
@@ -67,6 +71,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     text = TextSource(model, trained=text_rate > 0, repeating=is_static(recipe.data.captions))
     objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
     noted_2B = torch.zeros(2, recipe.train.batch_size, device=model.device)
+    beside = Beside.of(objective)
+    learning = groups if beside is None else [*groups, beside.group]
     return Bake(
         recipe=recipe,
         model=model,
@@ -82,12 +88,21 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         buckets=[placement.bucket_wh for pictures in checked.pictures for placement in pictures.placements],
         steps_per_epoch=checked.steps_per_epoch,
         total_steps=checked.total_steps,
-        captured=_captured(model, objective, grafted, noted_2B, groups, events),
+        captured=_captured(model, objective, grafted, noted_2B, learning, events),
         noted_2B=noted_2B,
         held_out=_held_out(checked, model, grafted, objective, text, events, stop),
         turns=checked.regularisation.turns if checked.regularisation else None,
         more_inputs=list(_more_inputs(checked, views, latents, text)),
+        beside=beside,
     )
+
+
+def _reschedule(model: Model, settings: Settings) -> None:
+    """Give the model the noise schedule that its objective wants, for steps and samples alike."""
+    changes = settings.schedule() if isinstance(settings, ObjectiveSettings) else {}
+    if changes:
+        model.sampler = {**model.sampler, **changes}
+        model.betas_T = betas_of(model.sampler)
 
 
 def _seen(pictures: Pictures, flip: bool) -> list[list[View]]:

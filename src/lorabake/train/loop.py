@@ -27,6 +27,7 @@ from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Recipe
 from lorabake.train.asked import Asked
+from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, Inputs
 from lorabake.train.preservation import base_answer, kept_losses, taken
 from lorabake.train.text import TextSource, conditioning_of
@@ -73,6 +74,8 @@ class Bake:
         """What is done to a sample's caption."""
         config = self.recipe.data.captions
         return config if index < self.trained else without_additions(config)
+    beside: Beside | None = None
+    """What the objective learns for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,8 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
     for group, rate, param_group in zip(bake.groups, bake.base_rates, bake.optimizer.param_groups, strict=True):
         group.zero_gradient()
         param_group["lr"] = rate * scale
+    if bake.beside:
+        bake.beside.group.zero_gradient()
     _seed_dropout(stream_seed(recipe.train.seed, "dropout", step), bake.model.device)
     total = torch.zeros((), device=bake.model.device)
     noted: list[Tensor] = []
@@ -145,6 +150,8 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         raise NotFinite(_diagnose(bake, step, batches, loss_value))
     bake.optimizer.step()
+    if bake.beside:
+        bake.beside.optimizer.step()
     return Step(loss_value, norm_value, sum(map(len, batches)), _by_picture(batches, told[2:]))
 
 
@@ -187,7 +194,8 @@ def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:
 def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
     """All that one batch's loss is computed from, on the CPU: whatever is drawn, read or looked up happens here.
 
-    ``latents_BCHW`` and ``noise_BCHW`` (float32), ``timesteps_B``, and under names of their own what is told of captions and framings.
+    ``latents_BCHW`` and ``noise_BCHW`` (float32; ``mixed_BCHW`` if that is mixed in instead), ``timesteps_B``, and under names of their own
+    what is told of captions and framings.
     Every tensor has the batch first. For a GPU they lie in pinned memory, from where copies need no waiting.
     """
     seed = bake.recipe.train.seed
@@ -200,9 +208,15 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
         )
         for slot, index in enumerate(batch)
     ]
+    noise_BCHW = torch.randn(latents_BCHW.shape, generator=torch_stream(seed, "noise", step, micro))
+
+    def stream(name: str, slot: int) -> torch.Generator:
+        """A picture's own, and one more for each time that it is in the batch."""
+        return torch_stream(seed, name, step, micro, batch[slot], batch[:slot].count(batch[slot]))
+
     inputs: Inputs = {
         "latents_BCHW": latents_BCHW,
-        "noise_BCHW": torch.randn(latents_BCHW.shape, generator=torch_stream(seed, "noise", step, micro)),
+        **bake.objective.noise(noise_BCHW, latents_BCHW, stream),
         "timesteps_B": bake.objective.draw_timesteps(latents_BCHW.shape, torch_stream(seed, "timesteps", step, micro)),
         **bake.text(captions),
         **bake.model.frame([bake.framings[index][view] for index, view in views]),
@@ -228,8 +242,8 @@ def loss_of(
     told = dict(inputs)
     latents_BCHW, noise_BCHW, timesteps_B = (told.pop(name) for name in ("latents_BCHW", "noise_BCHW", "timesteps_B"))
     mask_B1HW, weight_B, outside_B1HW = (told.pop(name, None) for name in ("mask_B1HW", "weight_B", "outside_B1HW"))
-    kept = taken(told)
-    noisy_BCHW = objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
+    kept, mixed_BCHW = taken(told), told.pop("mixed_BCHW", noise_BCHW)
+    noisy_BCHW = objective.corrupt(latents_BCHW, mixed_BCHW, timesteps_B)
     prediction_BCHW = model.predict(noisy_BCHW, timesteps_B, conditioning_of(model, told))
     target_BCHW = objective.target(latents_BCHW, noise_BCHW, timesteps_B)
     error_BCHW = objective.error(prediction_BCHW, target_BCHW, timesteps_B)

@@ -99,7 +99,7 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
             events.emit("note", text=note)
         bake = prepare(checked, events, stop)
         check_prompts(bake.model, prompts)
-        progress = load_state(run.state, bake.groups, bake.optimizer) or Progress(0, 0)
+        progress = load_state(run.state, bake.groups, bake.optimizer, bake.beside) or Progress(0, 0)
         if progress.step == 0:
             _check_base(bake)
         _write_run(run, checked, lock)  # only now: what cannot be prepared must not stand in the way of the next try
@@ -193,7 +193,7 @@ class _Session:
             self._validate(step)
         stop = not last and self._stop()
         if saved or stop or time.monotonic() >= self._state_due:
-            save_state(self._run.state, Progress(step, self._file.sync()), bake.groups, bake.optimizer)
+            save_state(self._run.state, Progress(step, self._file.sync()), bake.groups, bake.optimizer, bake.beside)
             self._state_due = time.monotonic() + self._checked.recipe.save.state_every
         return stop
 
