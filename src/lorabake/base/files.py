@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,17 @@ def quick_digest(paths: Sequence[Path]) -> str:
                 file.seek(index * max(0, size - _SAMPLE) // 127 if size > 128 * _SAMPLE else index * _SAMPLE)
                 digest.update(file.read(_SAMPLE))
     return digest.hexdigest()
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that may still be written where ``folder`` is or will be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:  # some network shares do not say
+        return sys.maxsize
 
 
 def _fsync(path: Path) -> None:

@@ -129,6 +129,9 @@ class TrainingProgress:
     def _on_checkpoint(self, event: Event) -> None:
         self.say(f"saved {event['file']}")
 
+    def _on_dropped(self, event: Event) -> None:
+        self.say(f"deleted {event['file']}: only the newest are kept")
+
     def _restart(self, description: str, done: int, total: int) -> TaskID:
         if self._task is not None:
             self._progress.remove_task(self._task)

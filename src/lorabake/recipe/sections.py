@@ -100,6 +100,12 @@ class SaveSettings(Settings):
 
     every: Duration = Epochs(1)
     """How often a checkpoint is written. The last one is always written."""
+    keep: int | None = Field(default=None, ge=1)
+    """Checkpoints kept: the newest ones of the run, the final one and those inside epochs counted alike. Older ones are deleted once a
+    newer one is safely written, and only as the run wrote them: a file that was changed since stays. Absent: all are kept."""
+    keep_state: bool = False
+    """Keep a state beside each checkpoint, from which a new run can go on: `lorabake train RECIPE --from-state CHECKPOINT --into FOLDER`.
+    About twelve bytes for each trained weight. A run that was stopped or killed continues without it."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Number type in the files. fp16 is what clients expect."""
     state_every: float = Field(default=60.0, gt=0)

@@ -29,8 +29,10 @@ from lorabake.sampling.prompts import Prompt, line_to_prompt
 from lorabake.sampling.reading import infotext_extra, prompt_notes
 from lorabake.train.bake import prepare
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
+from lorabake.train.keeping import drop_old, fingerprint
 from lorabake.train.loop import Bake, run_loop
 from lorabake.train.prediction import check_prediction
+from lorabake.train.space import check_space
 from lorabake.train.state import Progress, load_state, save_state
 
 _FREE = ("data.folder", "model.base", "save.", "sample.", "output.")
@@ -87,6 +89,7 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
         progress = load_state(run.state, bake.groups, bake.optimizer) or Progress(0, 0)
         if progress.step == 0:
             _check_base(bake)
+        check_space(checked, bake, run, progress.step, _pixels_to_draw(checked, bake, prompts, progress.step), events)
         _write_run(run, checked, lock)  # only now: what cannot be prepared must not stand in the way of the next try
         try:
             steps = _Session(checked, bake, run, events, stop, prompts, infotext_extra(reading)).go_on(progress)
@@ -95,6 +98,12 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
                 f"{error} What was saved before is intact: once this is mended, the same command continues."
             ) from error
     return Outcome(run, steps, bake.total_steps, time.monotonic() - started)
+
+
+def _pixels_to_draw(checked: Checked, bake: Bake, prompts: Sequence[Prompt], step: int) -> int:
+    """Of all sample pictures that a run at ``step`` still draws."""
+    drawings = (bake.total_steps - step) // checked.recipe.save.every.steps(bake.steps_per_epoch) + 2
+    return drawings * sum((prompt.width or 0) * (prompt.height or 0) for prompt in prompts)
 
 
 def _check_base(bake: Bake) -> None:
@@ -159,6 +168,7 @@ class _Session:
             self._listeners.emit("not_finite", folder=str(run.folder))
             raise
         if steps >= bake.total_steps:
+            drop_old(run, self._checked.recipe.save.keep, self._listeners)
             self._log.emit("finished", steps=steps, checkpoint=self._checkpoint_file(steps))
         else:
             self._listeners.emit("stopped", step=steps, total_steps=bake.total_steps, folder=str(run.folder))
@@ -169,13 +179,23 @@ class _Session:
         saved = last or step % self._saves_every == 0
         if saved:
             path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
-            self._log.emit("checkpoint", step=step, file=path.relative_to(self._run.folder).as_posix())
+            file = path.relative_to(self._run.folder).as_posix()
+            self._log.emit("checkpoint", step=step, file=file, digest=fingerprint(path))
             self._draw_samples(step)
         stop = not last and self._stop()
         if saved or stop or time.monotonic() >= self._state_due:
-            save_state(self._run.state, Progress(step, self._file.sync()), bake.groups, bake.optimizer)
-            self._state_due = time.monotonic() + self._checked.recipe.save.state_every
+            self._save(Progress(step, self._file.sync()), beside_checkpoint=saved)
         return stop
+
+    def _save(self, progress: Progress, beside_checkpoint: bool) -> None:
+        """The state; only when it is safe, checkpoints that shall not stay are dropped."""
+        bake, save = self._bake, self._checked.recipe.save
+        if beside_checkpoint and save.keep_state:
+            save_state(self._run.states, progress, bake.groups, bake.optimizer, keep=None)
+        save_state(self._run.state, progress, bake.groups, bake.optimizer)
+        if beside_checkpoint:
+            drop_old(self._run, save.keep, self._listeners)
+        self._state_due = time.monotonic() + save.state_every
 
     def _draw_samples(self, step: int) -> None:
         """Sample pictures; a failure to draw is told and never ends the run."""
