@@ -56,12 +56,24 @@ def replacing(path: Path) -> Iterator[Path]:
             f"{path} could not be written: {error.strerror or error}. What was there before is untouched."
         ) from error
     try:
-        _fsync(path.parent)
+        _fsync_folder(path.parent)
     except OSError as error:
-        if error.errno not in _NOT_OFFERED:
-            raise UserError(
-                f"{path} was written, but the disk does not confirm it: {error.strerror or error}. Check the disk."
-            ) from error
+        raise UserError(
+            f"{path} was written, but the disk does not confirm it: {error.strerror or error}. Check the disk."
+        ) from error
+
+
+def rename(path: Path, to: Path) -> None:
+    """Give a file or folder another name in the same folder, for good.
+
+    Raises:
+        UserError: it cannot be done.
+    """
+    try:
+        os.replace(path, to)
+        _fsync_folder(to.parent)
+    except OSError as error:
+        raise UserError(f"{path} could not be renamed to {to.name}: {error.strerror or error}.") from error
 
 
 def write_json(path: Path, value: Any) -> str:
@@ -103,6 +115,14 @@ def free_space(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError:  # some network shares do not say
         return sys.maxsize
+
+
+def _fsync_folder(folder: Path) -> None:
+    try:
+        _fsync(folder)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
 
 
 def _fsync(path: Path) -> None:

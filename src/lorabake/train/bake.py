@@ -25,6 +25,7 @@ from lorabake.recipe import Checked, Recipe
 from lorabake.train.capture import Captured, CudaGraphs
 from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
+from lorabake.train.starting import start_from_file
 from lorabake.train.text import TextSource
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -56,6 +57,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     parts: tuple[Part, ...] = tuple(part for part in model.parts if rates[part] > 0)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
     grafted.training = True
+    began = recipe.start.start_from
+    started_from = start_from_file(Path(began), grafted, checked.facts, events) if began else None
     model.checkpoint_gradients(recipe.train.gradient_checkpointing)
     groups = [FlatGroup(part, parameters) for part, parameters in grafted.parameters().items()]
     base_rates = [rates[group.name] for group in groups]  # pyright: ignore[reportArgumentType]
@@ -78,6 +81,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         steps_per_epoch=per_epoch,
         total_steps=recipe.train.length.steps(per_epoch),
         captured=_captured(model, objective, grafted, groups, events),
+        started_from=started_from,
     )
 
 

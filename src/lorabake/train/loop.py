@@ -51,6 +51,8 @@ class Bake:
     total_steps: int
     captured: Captured | None = None
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
+    started_from: str | None = None
+    """Name and hash of the LoRA file whose change training began with."""
 
 
 @dataclass(frozen=True, slots=True)

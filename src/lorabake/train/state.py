@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lorabake.base.errors import UserError
 from lorabake.base.files import sha256_file, write_atomic
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.optimizer import Optimizer
@@ -56,6 +57,18 @@ def save_state(
 def states_of(folder: Path, step: int | None = None) -> list[Path]:
     """States in a folder, the newest last; those of one ``step`` if it is given."""
     return sorted(folder.glob(f"step{'*' if step is None else f'{step:08d}-*'}.safetensors"))
+
+
+def step_of(path: Path) -> int:
+    """Steps done in a state, from its name.
+
+    Raises:
+        UserError: it is not named as states are.
+    """
+    number, dash, digest = path.stem.removeprefix("step").partition("-")
+    if not (number.isdigit() and dash and len(digest) == 64 and path.suffix == ".safetensors"):
+        raise UserError(f"{path} is not a state of a run: those are named step00000009-….safetensors.")
+    return int(number)
 
 
 def load_state(folder: Path, groups: Sequence[FlatGroup], optimizer: Optimizer) -> Progress | None:
