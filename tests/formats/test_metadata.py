@@ -95,6 +95,7 @@ def test_every_fact_is_written() -> None:
     apart = {
         "trigger_words": "modelspec.trigger_phrase",
         "lorabake_version": "lorabake_version",
+        "start_from": "lorabake_start_from",
         "architecture": "modelspec.architecture",
         "prediction_type": "modelspec.prediction_type",
         "spec": "modelspec.implementation",
@@ -105,7 +106,13 @@ def test_every_fact_is_written() -> None:
         1.0,
     )
     given_all = facts(
-        new_sd_model_hash="a", vae_name="v", vae_hash="b", new_vae_hash="c", network_args={"a": 1}, **of_flow
+        new_sd_model_hash="a",
+        vae_name="v",
+        vae_hash="b",
+        new_vae_hash="c",
+        network_args={"a": 1},
+        start_from="a.safetensors 0",
+        **of_flow,
     )
     assert not {f"ss_{name}" for name in of_flow} & training_metadata(facts()).keys()
     assert {apart.get(name, f"ss_{name}") for name in names} <= training_metadata(given_all).keys()

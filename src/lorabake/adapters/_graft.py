@@ -118,6 +118,11 @@ class LayerGraft:
                 for layer in stack.layers:
                     layer.changed_weight = None
 
+    @property
+    def changes(self) -> Sequence[Change]:
+        """What it does to each layer."""
+        return [grafted.change for grafted in self._grafted]
+
     def parameters(self) -> dict[Part, dict[str, nn.Parameter]]:
         """What is trained, by part and by name in the file."""
         found: dict[Part, dict[str, nn.Parameter]] = {}

@@ -15,12 +15,13 @@ from lorabake.dataset.caption import CaptionConfig
 from lorabake.dataset.caption import idle_settings as idle_captions
 from lorabake.dataset.folder import Dataset, open_dataset
 from lorabake.families import caption_readers, family_card, inspect_model
+from lorabake.formats.header import read_header
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
 from lorabake.recipe.objectives import idle_settings as idle_rules
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
-from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings
+from lorabake.recipe.sections import ModelSettings, RateSettings, StartSettings, TrainSettings
 from lorabake.recipe.seen import SeenCaption, see_captions, token_warnings
 
 
@@ -68,6 +69,7 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     placements = _placements(values, facts, dataset, problems)
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts))
+    problems.extend(_start(values))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
@@ -89,6 +91,23 @@ def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iter
     if train is not None and adapter is not None and train.precision == "bf16" and adapter_card(adapter).trains_base:
         what = f"'bf16': adapter '{adapter.name}' trains the weights themselves, which needs fp32. Leave precision out."
         yield Problem("train.precision", what)
+
+
+def _start(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether there is a LoRA file to begin with; whether it fits is seen once the model is loaded."""
+    start: StartSettings | None = values.get("start")
+    adapter: Choice | None = values.get("adapter")
+    if start is None or start.start_from is None:
+        return
+    if adapter is not None and adapter_card(adapter).trains_base:
+        yield Problem(
+            "adapter.start_from", f"adapter '{adapter.name}' trains the model itself: give the model as model.base."
+        )
+        return
+    try:
+        read_header(Path(start.start_from))
+    except UserError as error:
+        yield Problem("adapter.start_from", str(error))
 
 
 def _facts(model: ModelSettings | None, problems: list[Problem]) -> ModelFacts | None:

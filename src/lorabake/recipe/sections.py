@@ -72,6 +72,14 @@ class RateSettings(Settings):
     """Learning rate of the text encoder; 0 leaves it untrained and lets its output be cached. Default: half of lr."""
 
 
+class StartSettings(Settings):
+    """Where training begins, in the adapter section."""
+
+    start_from: str | None = None
+    """LoRA file to train on, in place of a new adapter: of the same network type and rank, its alpha may differ. The first step finds the
+    file's own change, exactly. Absent: a new adapter, which changes nothing yet. To continue a run, use the run itself."""
+
+
 class TrainSettings(Settings):
     """The run."""
 
@@ -157,3 +165,9 @@ SECTIONS: dict[str, type[Settings]] = {
 
 PARTS: dict[str, str | None] = {"adapter": "lora", "objective": None, "optimizer": "adamw", "schedule": "cosine"}
 """Sections whose settings come from the card of the part named in them, and the default part; None: the base model decides."""
+
+BESIDE: dict[str, tuple[str, type[Settings]]] = {
+    "adapter": ("start", StartSettings),
+    "optimizer": ("rates", RateSettings),
+}
+"""Settings that stand in a part's section whichever part it is, and the recipe's own name for them."""
