@@ -59,6 +59,9 @@ def train(
     recipe: Location | Mapping[str, Any] | Checked,
     into: Location | None = None,
     on_event: Listener | None = None,
+    *,
+    continue_changed: bool = False,
+    from_state: Location | None = None,
     **settings: Mapping[str, Any],
 ) -> Outcome:
     """Train a LoRA; the same call continues a run that was stopped or killed, to the same bytes.
@@ -67,6 +70,8 @@ def train(
         recipe: a recipe file, a folder of pictures, a dict by section, or what :func:`validate` returned.
         into: run folder; default ``runs/NAME``.
         on_event: called with every event (a dict with ``kind``).
+        continue_changed: go on with a run that is there though settings were changed since, where that can be done.
+        from_state: a checkpoint of a run that keeps states, or a run folder: a new run begins from there.
         **settings: sections to change, such as ``train={"length": "8 epochs"}``.
 
     Raises:
@@ -77,7 +82,13 @@ def train(
 
     checked = recipe if isinstance(recipe, Checked) else validate(recipe, **settings)
     folder = Path(into) if into else Path("runs") / str(checked.recipe.output.name)
-    return run_training(checked, folder, Events(*([on_event] if on_event else [])))
+    return run_training(
+        checked,
+        folder,
+        Events(*([on_event] if on_event else [])),
+        agree=lambda changes: continue_changed,
+        from_state=Path(from_state) if from_state is not None else None,
+    )
 
 
 def generate(

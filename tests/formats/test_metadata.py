@@ -95,6 +95,7 @@ def test_every_fact_is_written() -> None:
     apart = {
         "trigger_words": "modelspec.trigger_phrase",
         "lorabake_version": "lorabake_version",
+        "start_from": "lorabake_start_from",
         "architecture": "modelspec.architecture",
         "prediction_type": "modelspec.prediction_type",
         "spec": "modelspec.implementation",
@@ -113,6 +114,7 @@ def test_every_fact_is_written() -> None:
         weighting_scheme="p2",
         p2_gamma=1.0,
         p2_k=1.0,
+        start_from="a.safetensors 0",
         **of_flow,
     )
     assert not {f"ss_{name}" for name in of_flow} & training_metadata(facts()).keys()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ class Encoder:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seen: list[Tensor] = field(default_factory=list)
+    facts: Any = field(default_factory=lambda: SimpleNamespace(latent_channels=3, latent_scale=4))
 
     def encode_images(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         self.seen.append(images_BCHW)

@@ -256,6 +256,7 @@ def test_left_overs_of_a_crash_are_no_trouble(oven: Any, copies: Any, finished_r
 )
 def test_another_recipe_is_refused_by_name(oven: Any, copies: Any, result: Any, change: list[str], named: str) -> None:
     dataset, run, words = copies
+    unfinished(run)
     before = result(run)
     done = oven.run("train", dataset, "--into", run, *words, *change)
     assert done.code == 2 and "Traceback" not in done.err
@@ -329,7 +330,7 @@ def test_another_version_is_refused(oven: Any, copies: Any) -> None:
     manifest["lock"]["torch"] = "9.9"
     (run / "run.json").write_text(json.dumps(manifest))
     done = oven.run("train", dataset, "--into", run, *words)
-    assert done.code == 2 and "torch: 9.9 there, " in done.err
+    assert done.code == 2 and "torch: 9.9 there, " in done.err and "another version of PyTorch" in done.err
 
 
 def test_a_second_process_in_one_folder_is_refused(oven: Any, copies: Any) -> None:

@@ -33,6 +33,20 @@ def graft(model: Model, name: str, settings: Settings, *, seed: int, parts: tupl
     return graft_newborn(card, card.load()(), model, settings, seed=seed, parts=parts)
 
 
+def adopt(graft: Graft, tensors_by_layer: Mapping[str, Mapping[str, Tensor]]) -> int:
+    """Let a newborn adapter do from now on what a file's adapter does, whatever the alphas; returns how many of its layers the file leaves alone.
+
+    Raises:
+        UserError: the file has other layers, ranks or tensors than the adapter; the message names them.
+    """
+    from lorabake.adapters._adopt import adopt as adopt_layers
+    from lorabake.adapters._graft import LayerGraft
+
+    if not isinstance(graft, LayerGraft):
+        raise UserError(f"'{graft.card.name}' trains whole models, which begin with a model and not with a LoRA file.")
+    return adopt_layers(graft, tensors_by_layer)
+
+
 def graft_file(
     model: Model, name: str, tensors_by_layer: Mapping[str, Mapping[str, Tensor]], multiplier: float = 1.0
 ) -> Graft:

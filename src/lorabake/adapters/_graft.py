@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -113,6 +113,11 @@ class LayerGraft:
             self.multiplier = multiplier
             for layer, changed in ahead:
                 layer.changed_weight = changed
+
+    @property
+    def changes(self) -> Sequence[Change]:
+        """What it does to each layer."""
+        return [grafted.change for grafted in self._grafted]
 
     def parameters(self) -> dict[Part, dict[str, nn.Parameter]]:
         """What is trained, by part and by name in the file."""

@@ -170,6 +170,10 @@ class Lora:
         product = torch.cat([u @ d for u, d in zip(ups, downs, strict=True)])
         return product.view(up.shape[0], *down.shape[1:]) * (float(weights["alpha"]) / up.shape[1])
 
+    def rescaled(self, weights: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+        """The factor goes into B, which is zero at birth."""
+        return {**weights, "lora_up.weight": weights["lora_up.weight"] * factor}
+
     def settings_of(self, weights: Mapping[str, Tensor]) -> LoraSettings:
         """Rank and alpha as the tensors have them; a file without alpha means alpha = rank."""
         rank = weights["lora_up.weight"].shape[1]

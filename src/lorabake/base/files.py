@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,12 +56,24 @@ def replacing(path: Path) -> Iterator[Path]:
             f"{path} could not be written: {error.strerror or error}. What was there before is untouched."
         ) from error
     try:
-        _fsync(path.parent)
+        _fsync_folder(path.parent)
     except OSError as error:
-        if error.errno not in _NOT_OFFERED:
-            raise UserError(
-                f"{path} was written, but the disk does not confirm it: {error.strerror or error}. Check the disk."
-            ) from error
+        raise UserError(
+            f"{path} was written, but the disk does not confirm it: {error.strerror or error}. Check the disk."
+        ) from error
+
+
+def rename(path: Path, to: Path) -> None:
+    """Give a file or folder another name in the same folder, for good.
+
+    Raises:
+        UserError: it cannot be done.
+    """
+    try:
+        os.replace(path, to)
+        _fsync_folder(to.parent)
+    except OSError as error:
+        raise UserError(f"{path} could not be renamed to {to.name}: {error.strerror or error}.") from error
 
 
 def write_json(path: Path, value: Any) -> str:
@@ -90,6 +104,25 @@ def quick_digest(paths: Sequence[Path]) -> str:
                 file.seek(index * max(0, size - _SAMPLE) // 127 if size > 128 * _SAMPLE else index * _SAMPLE)
                 digest.update(file.read(_SAMPLE))
     return digest.hexdigest()
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that may still be written where ``folder`` is or will be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:  # some network shares do not say
+        return sys.maxsize
+
+
+def _fsync_folder(folder: Path) -> None:
+    try:
+        _fsync(folder)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
 
 
 def _fsync(path: Path) -> None:

@@ -42,6 +42,21 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+def holder(path: Path) -> str | None:
+    """Process that holds the lock file ``path``; None if nobody does, whatever is written there.
+
+    It is told by trying the lock for an instant: whoever takes a lock that is looked at in this way should take it with ``wait``.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        return None if _try_lock(descriptor, wait=False) else _owner(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _owner(descriptor: int) -> str:
     os.lseek(descriptor, 1, os.SEEK_SET)
     return os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"

@@ -9,6 +9,7 @@ runs/mira/
   checkpoints/           one file (or model folder) per saved epoch
   samples/               pictures drawn at checkpoints
   state/                 what a killed run continues from
+  states/                states of saved epochs, to go back to, where the recipe asks for them
 """
 
 from __future__ import annotations
@@ -68,6 +69,11 @@ class Run:
         """Folder of the resume state."""
         return self.folder / "state"
 
+    @property
+    def states(self) -> Path:
+        """Folder of states kept beside checkpoints."""
+        return self.folder / "states"
+
     def exists(self) -> bool:
         """Whether a run was ever started here."""
         return self.manifest.exists()
@@ -103,5 +109,13 @@ class Run:
 
         A file or folder that a crash left half written was never told of.
         """
-        told = [self.folder / event["file"] for event in self.read_events() if event["kind"] == "checkpoint"]
-        return [path for path in told if path.exists()]
+        return [self.folder / event["file"] for event in self.checkpoint_events()]
+
+    def checkpoint_events(self) -> list[Event]:
+        """The events that told of them; of a name that was written twice, the later one."""
+        told: dict[str, Event] = {}
+        for event in self.read_events():
+            if event["kind"] == "checkpoint":
+                told.pop(event["file"], None)
+                told[event["file"]] = event
+        return [event for event in told.values() if (self.folder / event["file"]).exists()]

@@ -60,3 +60,11 @@ def Epochs(count: int) -> Duration:
 def Steps(count: int) -> Duration:
     """``count`` optimizer steps."""
     return Duration(count, "steps")
+
+
+def size(count: int) -> str:
+    """Bytes as people say them."""
+    amount, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while amount >= 1000 and len(units) > 1:
+        amount, units = amount / 1000, units[1:]
+    return f"{amount:.3g} {units[0]}"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from lorabake.base.errors import LorabakeError
-from lorabake.cli import demo, explain, generate, grid, listing, pocket, train, validate
+from lorabake.cli import demo, explain, generate, grid, listing, pocket, queue, train, validate
 
 _VERBS = {
     "demo": demo,
@@ -17,6 +17,7 @@ _VERBS = {
     "validate": validate,
     "explain": explain,
     "list": listing,
+    "queue": queue,
     "pocket": pocket,
 }
 INTERRUPTED = 130

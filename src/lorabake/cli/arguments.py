@@ -82,11 +82,18 @@ def text_options(arguments: argparse.Namespace, facts: ModelFacts, files: Sequen
 
 def checked_recipe(arguments: argparse.Namespace) -> Checked:
     """The recipe that :func:`add_recipe`'s arguments ask for."""
+    from lorabake.recipe import check_values
+
+    return check_values(raw_recipe(arguments), subject=str(arguments.recipe))
+
+
+def raw_recipe(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Its plain values by section, not checked yet; paths are absolute."""
     import json
 
-    from lorabake.recipe import check
+    from lorabake.recipe.load import anchored, read_raw
 
     overrides = list(arguments.set)
     if arguments.base:
         overrides.append(f"model.base={json.dumps(arguments.base)}")
-    return check(arguments.recipe, overrides)
+    return anchored(read_raw(arguments.recipe, overrides), Path())

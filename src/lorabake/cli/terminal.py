@@ -104,6 +104,10 @@ class TrainingProgress:
             self.say(f"Continuing {event['folder']} at step {event['step']} of {self._total}.")
         self._restart("training", event["step"], self._total)
 
+    def _on_sitting(self, event: Event) -> None:
+        for name, (before, now) in event["changes"].items():
+            self.say(f"from step {event['step']} on: {name} {now}" + (f" (was {before})" if before is not None else ""))
+
     def _on_samples_failed(self, event: Event) -> None:
         self.say(f"note: no sample pictures at step {event['step']}: {event['reason']}")
 
@@ -115,7 +119,7 @@ class TrainingProgress:
 
     def _on_already_finished(self, event: Event) -> None:
         self.say(
-            f"{event['folder']} is already finished; nothing was trained. Give another folder with --into to train again."
+            f"{event['folder']} is already finished; nothing was trained. Give a longer train.length to go on, or another folder with --into."
         )
 
     def _on_step(self, event: Event) -> None:
@@ -137,6 +141,9 @@ class TrainingProgress:
 
     def _on_checkpoint(self, event: Event) -> None:
         self.say(f"saved {event['file']}")
+
+    def _on_dropped(self, event: Event) -> None:
+        self.say(f"deleted {event['file']}: only the newest are kept")
 
     def _restart(self, description: str, done: int, total: int) -> TaskID:
         if self._task is not None:

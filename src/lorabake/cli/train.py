@@ -3,18 +3,24 @@
   lorabake train mira/recipe.toml --set adapter.rank=32
   lorabake train mira --base ~/models/sd15
 
+  lorabake train mira/recipe.toml --set 'train.length=20 epochs' --continue-changed
+  lorabake train mira/recipe.toml --from-state runs/mira/checkpoints/mira-000004.safetensors --into runs/mira-2
+
 The same line continues a run that was stopped or killed, to the same bytes. The first Ctrl-C ends after the step with a
-save, the second at once.
+save, the second at once. A run whose settings were changed since says which, and goes on with them if you agree.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lorabake.cli.terminal import TrainingProgress
+    from lorabake.train.continuing import Agree, Change
     from lorabake.train.run import Outcome
 
 HELP = "train a LoRA from a recipe or a folder"
@@ -26,6 +32,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     add_recipe(parser)
     parser.add_argument("--into", type=Path, help="run folder (default: runs/NAME)")
+    parser.add_argument(
+        "--continue-changed",
+        action="store_true",
+        help="go on with a run though settings were changed since, a longer train.length say; without it you are asked",
+    )
+    parser.add_argument(
+        "--from-state",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin a new run from where another one was: a checkpoint of a run with save.keep_state, or a run folder for its newest state",
+    )
     add_json(parser, "print every event as a line of JSON")
 
 
@@ -37,19 +54,38 @@ def run(arguments: argparse.Namespace) -> int:
     from lorabake.train.run import train
 
     checked = checked_recipe(arguments)
+    agree = _agree(arguments)
     into: Path = arguments.into or Path("runs") / str(checked.recipe.output.name)
     if arguments.json:
         with interruptible() as stop:
-            outcome = train(checked, into, Events(json_lines), stop)
+            outcome = train(checked, into, Events(json_lines), stop, agree=agree, from_state=arguments.from_state)
         return 0 if outcome.finished else 130
 
     with TrainingProgress() as progress:
         with interruptible(
             lambda: progress.say("Stopping after this step, with a save. Ctrl-C again stops at once.")
         ) as stop:
-            outcome = train(checked, into, Events(progress), stop)
+            outcome = train(checked, into, Events(progress), stop, agree=agree, from_state=arguments.from_state)
         _tell(outcome, progress)
     return 0 if outcome.finished else 130
+
+
+def _agree(arguments: argparse.Namespace) -> Agree:
+    """Yes if it was said before; else people are asked, and programs refused."""
+
+    def ask(changes: Sequence[Change]) -> bool:
+        if arguments.continue_changed:
+            return True
+        if arguments.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return False
+        lines = "\n".join(f"  {change}" for change in changes)
+        print(
+            f"The run was started with other settings:\n{lines}\nGo on with the new ones? (y or n, and Enter)",
+            file=sys.stderr,
+        )
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    return ask
 
 
 def _tell(outcome: Outcome, progress: TrainingProgress) -> None:

@@ -58,6 +58,8 @@ class TrainingFacts:
     """``modelspec.trigger_phrase``, and part of ``ss_training_comment``."""
     lorabake_version: str
     """Written under its own name."""
+    start_from: str | None = None
+    """LoRA file that was trained on: its name and the hash of its weights. ``lorabake_start_from``; left out without one."""
     spec: ModelSpec = field(default_factory=ModelSpec)
     """Written as ``modelspec.*``."""
 
@@ -188,7 +190,15 @@ class TrainingFacts:
     max_validation_steps: int | None = None
 
 
-_WRITTEN_APART = {"trigger_words", "training_comment", "lorabake_version", "spec", "architecture", "prediction_type"}
+_WRITTEN_APART = {
+    "trigger_words",
+    "training_comment",
+    "lorabake_version",
+    "start_from",
+    "spec",
+    "architecture",
+    "prediction_type",
+}
 _OF_FLOW = [
     "timestep_sampling",
     "sigmoid_scale",
@@ -222,6 +232,8 @@ def lora_metadata(facts: TrainingFacts, tensors: Mapping[str, Tensor]) -> dict[s
 def training_metadata(facts: TrainingFacts) -> dict[str, str]:
     """The same without hashes, for files whose weights are not at hand yet."""
     metadata = {"lorabake_version": facts.lorabake_version, "ss_training_comment": _comment(facts)}
+    if facts.start_from:
+        metadata["lorabake_start_from"] = _written(facts.start_from)
     for item in dataclasses.fields(facts):
         value = getattr(facts, item.name)
         if item.name in _WRITTEN_APART or (item.name in _LEFT_OUT_WHEN_EMPTY and not value):

@@ -81,6 +81,15 @@ class StackingLayerType(Protocol):
         ...
 
 
+@runtime_checkable
+class RescalableLayerType(Protocol):
+    """A network type whose change can be made larger or smaller in its weights, so that another alpha gives the same change."""
+
+    def rescaled(self, weights: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+        """Weights whose change is ``factor`` times that of ``weights`` under the same alpha."""
+        ...
+
+
 class Graft(Protocol):
     """An adapter on a model. Removing it leaves the base bit-identical."""
 

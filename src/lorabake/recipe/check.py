@@ -20,6 +20,7 @@ from lorabake.dataset.masks import Mask, MaskConfig, Masks, read_masks
 from lorabake.dataset.masks import idle_settings as idle_masks
 from lorabake.dataset.order import batches_per_epoch
 from lorabake.families import caption_readers, family_card, inspect_model
+from lorabake.formats.header import read_header
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
 from lorabake.recipe.objectives import objective_warnings
@@ -36,7 +37,7 @@ from lorabake.recipe.pictures import idle_settings as idle_pictures
 from lorabake.recipe.preservation import preservation_notes, preservation_problems, with_trigger
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
-from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings, ValidationSettings
+from lorabake.recipe.sections import ModelSettings, RateSettings, StartSettings, TrainSettings, ValidationSettings
 from lorabake.recipe.seen import SeenCaption, see_captions, token_warnings
 from lorabake.recipe.validation import split, validation_notes
 
@@ -123,6 +124,7 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts))
     problems.extend(_preservation(values, dataset))
+    problems.extend(_start(values))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
@@ -163,6 +165,23 @@ def _preservation(values: Mapping[str, Any], dataset: Dataset | None) -> Iterato
     if {"preservation", "data", "output"} <= values.keys():
         settings = with_trigger(values["preservation"], values["output"].trigger)
         yield from preservation_problems(settings, values["data"], dataset.samples if dataset else ())
+
+
+def _start(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether there is a LoRA file to begin with; whether it fits is seen once the model is loaded."""
+    start: StartSettings | None = values.get("start")
+    adapter: Choice | None = values.get("adapter")
+    if start is None or start.start_from is None:
+        return
+    if adapter is not None and adapter_card(adapter).trains_base:
+        yield Problem(
+            "adapter.start_from", f"adapter '{adapter.name}' trains the model itself: give the model as model.base."
+        )
+        return
+    try:
+        read_header(Path(start.start_from))
+    except UserError as error:
+        yield Problem("adapter.start_from", str(error))
 
 
 def _facts(model: ModelSettings | None, problems: list[Problem]) -> ModelFacts | None:

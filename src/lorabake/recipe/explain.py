@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from lorabake.base.cards import ROOMS, cards
 from lorabake.base.errors import UserError, nearest
 from lorabake.protocols.objective import RULES
-from lorabake.recipe.sections import PARTS, SECTIONS, RateSettings
+from lorabake.recipe.sections import BESIDE, PARTS, SECTIONS
 
 
 def explain(name: str) -> list[dict[str, Any]]:
@@ -41,8 +41,8 @@ def _entries() -> Iterator[dict[str, Any]]:
     for kind in PARTS:
         which = "Which one. See `lorabake list`." + " Default: what the base model calls for." * (PARTS[kind] is None)
         yield _entry(f"{kind}.name", "", str, PARTS[kind], which, "one of " + ", ".join(cards(kind)))
-        if kind == "optimizer":
-            yield from _fields(kind, "", RateSettings)
+        if kind in BESIDE:
+            yield from _fields(kind, "", BESIDE[kind][1])
         for name, card in cards(kind).items():
             yield from _fields(kind, name, card.settings)
     for kind in ROOMS.keys() - PARTS.keys():

@@ -16,7 +16,7 @@ from lorabake.base.errors import Problem, UserError, nearest
 from lorabake.protocols.family import Prediction
 from lorabake.recipe.objectives import default_objective, objective_problems
 from lorabake.recipe.recipe import Choice
-from lorabake.recipe.sections import PARTS, SECTIONS, ModelSettings, RateSettings
+from lorabake.recipe.sections import BESIDE, PARTS, SECTIONS, ModelSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,6 +30,7 @@ _PATHS = (
     ("model", "base"),
     ("model", "vae"),
     ("model", "text_encoders"),
+    ("adapter", "start_from"),
 )
 """Settings that are paths, or lists of them."""
 
@@ -104,9 +105,10 @@ def parse_sections(
             problems.append(Problem(name, f"is a section, such as [{name}], not a single value."))
             continue
         given = dict(given)
-        if name == "optimizer":
-            rates = {key: given.pop(key) for key in RateSettings.model_fields if key in given}
-            values["rates"] = _section(name, RateSettings, rates, problems)
+        if name in BESIDE:
+            field, settings = BESIDE[name]
+            beside = {key: given.pop(key) for key in settings.model_fields if key in given}
+            values[field] = _section(name, settings, beside, problems)
         if name == "objective" and prediction and "name" not in given:
             values["reasons"] = {"objective.name": f"the base model predicts {prediction}"}
         values[name] = choice = _choice(name, given, default or default_objective(prediction), problems)
@@ -146,7 +148,9 @@ def _problems(section: str, model: type[BaseModel], error: ValidationError, owne
         names, holder = _place(model, item["loc"])
         where = ".".join([section, *names])
         if item["type"] == "extra_forbidden":
-            known = {**holder.model_fields, **(RateSettings.model_fields if section == "optimizer" else {})}
+            known = dict(holder.model_fields)
+            if known and section in BESIDE:
+                known |= BESIDE[section][1].model_fields
             part = ".".join([section, *names[:-1]]) if len(names) > 1 else owner or section
             yield Problem(where, f"not a setting of '{part}'. {nearest(names[-1], known) or 'It has none.'}")
         elif item["type"] == "missing":

@@ -16,6 +16,7 @@ from lorabake.recipe.sections import (
     RateSettings,
     SampleSettings,
     SaveSettings,
+    StartSettings,
     TrainSettings,
     ValidationSettings,
 )
@@ -46,6 +47,7 @@ class Recipe:
     output: OutputSettings
     preservation: PreservationSettings = field(default_factory=PreservationSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
+    start: StartSettings = field(default_factory=StartSettings)
     reasons: dict[str, str] = field(default_factory=dict, compare=False)
     """Why a derived value is what it is, by dotted name."""
 
@@ -72,7 +74,7 @@ class Recipe:
         return {
             "model": plain(self.model),
             "data": plain(self.data),
-            "adapter": {"name": self.adapter.name, **plain(self.adapter.settings)},
+            "adapter": {"name": self.adapter.name, **plain(self.start), **plain(self.adapter.settings)},
             "objective": {"name": self.objective.name, **plain(self.objective.settings)},
             "optimizer": {"name": self.optimizer.name, **plain(self.rates), **plain(self.optimizer.settings)},
             "schedule": {"name": self.schedule.name, **plain(self.schedule.settings)},

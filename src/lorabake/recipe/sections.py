@@ -117,6 +117,14 @@ class RateSettings(Settings):
     """Learning rate of the text encoder; 0 leaves it untrained and lets its output be cached. Default: half of lr."""
 
 
+class StartSettings(Settings):
+    """Where training begins, in the adapter section."""
+
+    start_from: str | None = None
+    """LoRA file to train on, in place of a new adapter: of the same network type and rank, its alpha may differ. The first step finds the
+    file's own change, exactly. Absent: a new adapter, which changes nothing yet. To continue a run, use the run itself."""
+
+
 class TrainSettings(Settings):
     """The run."""
 
@@ -168,6 +176,12 @@ class SaveSettings(Settings):
 
     every: Duration = Epochs(1)
     """How often a checkpoint is written. The last one is always written."""
+    keep: int | None = Field(default=None, ge=1)
+    """Checkpoints kept: the newest ones of the run, the final one and those inside epochs counted alike. Older ones are deleted once a
+    newer one is safely written, and only as the run wrote them: a file that was changed since stays. Absent: all are kept."""
+    keep_state: bool = False
+    """Keep a state beside each checkpoint, from which a new run can go on: `lorabake train RECIPE --from-state CHECKPOINT --into FOLDER`.
+    About twelve bytes for each trained weight. A run that was stopped or killed continues without it."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Number type in the files. fp16 is what clients expect."""
     state_every: float = Field(default=60.0, gt=0)
@@ -221,3 +235,9 @@ SECTIONS: dict[str, type[Settings]] = {
 
 PARTS: dict[str, str | None] = {"adapter": "lora", "objective": None, "optimizer": "adamw", "schedule": "cosine"}
 """Sections whose settings come from the card of the part named in them, and the default part; None: the base model decides."""
+
+BESIDE: dict[str, tuple[str, type[Settings]]] = {
+    "adapter": ("start", StartSettings),
+    "optimizer": ("rates", RateSettings),
+}
+"""Settings that stand in a part's section whichever part it is, and the recipe's own name for them."""

@@ -30,6 +30,7 @@ from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
 from lorabake.train.masks import MaskInputs, weights
 from lorabake.train.preservation import KeptInputs
+from lorabake.train.starting import start_from_file
 from lorabake.train.text import TextSource
 from lorabake.train.validation import HeldOut, inputs_of
 
@@ -65,6 +66,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     parts: tuple[Part, ...] = tuple(part for part in model.parts if rates[part] > 0)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
     grafted.training = True
+    began = recipe.start.start_from
+    started_from = start_from_file(Path(began), grafted, checked.facts, events) if began else None
     model.checkpoint_gradients(recipe.train.gradient_checkpointing)
     groups = [FlatGroup(part, parameters) for part, parameters in grafted.parameters().items()]
     base_rates = [rates[group.name] for group in groups]  # pyright: ignore[reportArgumentType]
@@ -94,6 +97,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         turns=checked.regularisation.turns if checked.regularisation else None,
         more_inputs=list(_more_inputs(checked, views, latents, text)),
         beside=beside,
+        started_from=started_from,
     )
 
 

@@ -48,6 +48,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         training_comment=recipe.output.comment,
         trigger_words=[recipe.output.trigger] if recipe.output.trigger else [],
         lorabake_version=lorabake.__version__,
+        start_from=bake.started_from,
         base_model_version=facts.base_version,
         architecture=facts.architecture,
         spec=ModelSpec(implementation=facts.implementation),

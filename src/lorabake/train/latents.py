@@ -7,6 +7,7 @@ VAE's own bytes, and the type and device it computes in. So an edited picture ca
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -21,9 +22,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lorabake.base.errors import UserError
-from lorabake.base.files import sha256_file, write_atomic
+from lorabake.base.files import free_space, sha256_file, write_atomic
 from lorabake.base.lock import exclusive
 from lorabake.base.streams import torch_stream
+from lorabake.base.units import size
 from lorabake.dataset.buckets import Placement, fit
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.image import read_rgb
@@ -86,6 +88,9 @@ def cached_latents(
     home = folder / space[:16] if folder else None
     found = _read_packs(home, set(keys)) if home else {}
     missing = list({key: view for key, view in zip(keys, views, strict=True) if key not in found}.items())
+    if home and (lacking := _no_room(home, [view for _, view in missing], model)):
+        not_kept(lacking)
+        home = None
     before = torch.get_num_threads()
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         for start in range(0, len(missing), _PACK):
@@ -102,6 +107,13 @@ def cached_latents(
             found.update(_read_pack(pack, fresh.keys()) if pack else _gathered(fresh))
     torch.set_num_threads(before)
     return [found[key] for key in keys]
+
+
+def _no_room(folder: Path, views: Sequence[View], model: Model) -> str:
+    """Why the latents of ``views`` had better not be written into ``folder``; empty if they fit."""
+    facts, pixels = model.facts, sum(math.prod(view.placement.bucket_wh) for view in views)
+    needed, free = 4 * facts.latent_channels * pixels // facts.latent_scale**2, free_space(folder)
+    return f"They need about {size(needed)}, and {size(free)} are free at {folder}." if needed > free else ""
 
 
 def _division(views: Iterable[View]) -> tuple[int, int]:

@@ -64,6 +64,10 @@ class Bake:
     """Asks about pictures that are not trained on."""
     more_inputs: Sequence[Callable[[Asked], Inputs]] = ()
     """What else the loss of this run is computed from (see :func:`loss_of`), by what makes it."""
+    beside: Beside | None = None
+    """What the objective learns for itself."""
+    started_from: str | None = None
+    """Name and hash of the LoRA file whose change training began with."""
 
     @property
     def trained(self) -> int:
@@ -74,8 +78,6 @@ class Bake:
         """What is done to a sample's caption."""
         config = self.recipe.data.captions
         return config if index < self.trained else without_additions(config)
-    beside: Beside | None = None
-    """What the objective learns for itself."""
 
 
 @dataclass(frozen=True, slots=True)

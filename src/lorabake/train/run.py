@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +11,11 @@ from typing import Any
 
 import torch
 
-import lorabake
 from lorabake.base.errors import LorabakeError, NotFinite, RunStopped, UserError
 from lorabake.base.events import EventLog, Events
-from lorabake.base.files import write_atomic, write_json
+from lorabake.base.files import rename, write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
-from lorabake.dataset.folder import Sample
-from lorabake.dataset.masks import Mask
 from lorabake.families import family_card
 from lorabake.recipe import Checked
 from lorabake.recipe.toml import to_toml
@@ -31,22 +26,24 @@ from lorabake.sampling.prompts import Prompt, line_to_prompt
 from lorabake.sampling.reading import infotext_extra, prompt_notes
 from lorabake.train.bake import prepare
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
+from lorabake.train.continuing import (
+    Agree,
+    Change,
+    changes_of,
+    check_agreed,
+    check_shapes,
+    lock_of,
+    pictures_of,
+    shapes_of,
+    sitting,
+)
+from lorabake.train.going_back import Origin, find_origin
+from lorabake.train.keeping import drop_old, fingerprint
 from lorabake.train.loop import Bake, run_loop
 from lorabake.train.picture_losses import as_csv, picture_losses
 from lorabake.train.prediction import check_prediction
-from lorabake.train.state import Progress, load_state, save_state
-
-_FREE = (
-    "data.folder",
-    "data.regularisation",
-    "validation.folder",
-    "validation.folder",
-    "model.base",
-    "save.",
-    "sample.",
-    "output.",
-)
-"""Settings that may change between sittings, because no weight depends on them. Folders may be moved: what is in them is in the lock."""
+from lorabake.train.space import check_space
+from lorabake.train.state import Progress, load_state, read_state, save_state, states_of, step_of
 
 _HARD = 5
 """Pictures that are named for their loss."""
@@ -68,14 +65,24 @@ class Outcome:
         return self.steps >= self.total_steps
 
 
-def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool] = lambda: False) -> Outcome:
+def train(
+    checked: Checked,
+    into: Path,
+    events: Events,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    agree: Agree = lambda changes: False,
+    from_state: Path | None = None,
+) -> Outcome:
     """Train, or go on training, in run folder ``into``.
 
     Args:
         checked: what to train.
-        into: the run folder; made if absent. A run of another recipe, dataset or version in it is refused.
+        into: the run folder; made if absent. A run in it that cannot be continued with this recipe, dataset and version is refused.
         events: told of everything; the run's own log listens too.
         stop: asked after every step; True saves the state and returns.
+        agree: asked whether to go on with settings that are not those the run was started with.
+        from_state: a checkpoint beside which a run kept its state, a run folder, or a state itself: a new run begins from there.
 
     Raises:
         UserError: the folder belongs to another run or process, or cannot be written; or the base model predicts something else than
@@ -87,24 +94,27 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
     run = Run(into)
     prompts = [line_to_prompt(line).on(checked.facts) for line in checked.recipe.sample.prompts]
     with exclusive(into / ".lock"), _processor(checked.recipe.train.threads or 1):
-        lock = _lock(checked)
-        if run.exists():
-            _same_run(run, checked, lock)
-        if run.finished():
-            last = next(event for event in reversed(run.read_events()) if event["kind"] == "finished")
+        start = _Start.of(run, checked, from_state, agree)
+        total = checked.total_steps
+        if run.finished() and not start.changes and (done := _finished_steps(run)) >= total:
             events.emit("already_finished", folder=str(into))
-            return Outcome(run, last["steps"], last["steps"], time.monotonic() - started)
+            return Outcome(run, done, done, time.monotonic() - started)
         reading = checked.recipe.model.reading(family_card(checked.facts).text_options)
         for note in (*checked.warnings, *prompt_notes(checked.facts, prompts, reading)):
             events.emit("note", text=note)
         bake = prepare(checked, events, stop)
         check_prompts(bake.model, prompts)
-        progress = load_state(run.state, bake.groups, bake.optimizer, bake.beside) or Progress(0, 0)
+        progress, sittings = start.go(bake)
         if progress.step == 0:
             _check_base(bake)
-        _write_run(run, checked, lock)  # only now: what cannot be prepared must not stand in the way of the next try
+        check_space(checked, bake, run, progress.step, _pixels_to_draw(checked, bake, prompts, progress.step), events)
+        start.keep(bake, progress)
+        _write_run(
+            run, checked, bake, sittings
+        )  # only now: what cannot be prepared must not stand in the way of the next try
         try:
-            steps = _Session(checked, bake, run, events, stop, prompts, infotext_extra(reading)).go_on(progress)
+            session = _Session(checked, bake, run, events, stop, prompts, infotext_extra(reading))
+            steps = session.go_on(progress, sittings)
         except UserError as error:
             raise RunStopped(
                 f"{error} What was saved before is intact: once this is mended, the same command continues."
@@ -112,12 +122,84 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
     return Outcome(run, steps, bake.total_steps, time.monotonic() - started)
 
 
+def _finished_steps(run: Run) -> int:
+    return next(event["steps"] for event in reversed(run.read_events()) if event["kind"] == "finished")
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Where a call begins: a new run, the one that is there, or a state of another run."""
+
+    run: Run
+    origin: Origin | None
+    changes: Sequence[Change]
+    sittings: Sequence[Mapping[str, Any]]
+    """Of before, as the manifest has them."""
+
+    @classmethod
+    def of(cls, run: Run, checked: Checked, from_state: Path | None, agree: Agree) -> _Start:
+        """Asks whatever can be asked before the model is loaded."""
+        origin = find_origin(from_state) if from_state else None
+        if not run.exists():
+            changes = changes_of(origin.run, checked, origin.step) if origin else ()
+            if origin:
+                check_agreed(origin.run, changes, agree)
+            return cls(run, origin, changes, ())
+        sittings = run.read_manifest().get("sittings", [])
+        began = sittings[0].get("from_state") if sittings else None
+        if origin and origin.digest != began:
+            raise UserError(f"{run.folder} already holds a run that began elsewhere. Give a new folder with --into.")
+        newest = states_of(run.state)[-1:]
+        done = _finished_steps(run) if run.finished() else step_of(newest[0]) if newest else 0
+        changes = changes_of(run, checked, done)
+        check_agreed(run, changes, agree)
+        if changes and run.finished() and checked.total_steps <= done:
+            raise UserError(
+                f"{run.folder} is finished: after {done} steps nothing is left to train with other settings. Give a longer "
+                "train.length, or another folder with --into."
+            )
+        return cls(run, origin, changes, sittings)
+
+    def go(self, bake: Bake) -> tuple[Progress, list[Mapping[str, Any]]]:
+        """Put the weights where the call begins; returns how far that is, and all sittings with this one."""
+        known = self.run if self.run.exists() else self.origin.run if self.origin else None
+        if known:
+            check_shapes(known, self.changes, bake.graft)
+        progress = load_state(self.run.state, bake.groups, bake.optimizer, bake.beside) if self.run.exists() else None
+        sittings = list(self.sittings)
+        if progress is None and self.origin:
+            progress = Progress(read_state(self.origin.state, bake.groups, bake.optimizer, bake.beside).step, 0)
+        elif progress is None and sittings and "from_state" in sittings[0]:
+            raise UserError(f"The state that {self.run.folder} began from is gone. Give it again with --from-state.")
+        progress = progress or Progress(0, 0)
+        if self.origin and not self.run.exists():
+            sittings.append(sitting(progress.step, self.changes, from_state=self.origin.digest))
+        elif self.changes:
+            sittings.append(sitting(progress.step, self.changes))
+        return progress, sittings
+
+    def keep(self, bake: Bake, progress: Progress) -> None:
+        """A new run that begins from another's state gets a copy: it must not need the other one again."""
+        if self.run.exists():
+            return
+        for left in states_of(self.run.state):  # of a start that came to nothing
+            left.unlink()
+        if self.origin:
+            save_state(self.run.state, progress, bake.groups, bake.optimizer, bake.beside)
+
+
+def _pixels_to_draw(checked: Checked, bake: Bake, prompts: Sequence[Prompt], step: int) -> int:
+    """Of all sample pictures that a run at ``step`` still draws."""
+    drawings = (bake.total_steps - step) // checked.recipe.save.every.steps(bake.steps_per_epoch) + 2
+    return drawings * sum((prompt.width or 0) * (prompt.height or 0) for prompt in prompts)
+
+
 def _check_base(bake: Bake) -> None:
-    """Ask the base whether it predicts what it is said to; the adapter on it changes nothing yet."""
-    bake.graft.training = False
+    """Ask the base whether it predicts what it is said to, without the adapter, which may have begun with a file's change."""
+    bake.graft.training, bake.graft.multiplier = False, 0.0
     captions = [sample.caption for sample in bake.samples]
     check_prediction(bake.model, [views[0] for views in bake.latents], captions, [views[0] for views in bake.framings])
-    bake.graft.training = True
+    bake.graft.training, bake.graft.multiplier = True, 1.0
 
 
 @contextlib.contextmanager
@@ -158,12 +240,16 @@ class _Session:
         self._file = EventLog(run.events)
         self._log = Events(self._file, lambda event: events.emit(**event))
 
-    def go_on(self, progress: Progress) -> int:
+    def go_on(self, progress: Progress, sittings: Sequence[Mapping[str, Any]]) -> int:
         """Train to the end; returns the steps done."""
         bake, run = self._bake, self._run
         if run.events.exists():
             with run.events.open("r+b") as log:  # what is after the state did not happen: it will, again
                 log.truncate(min(progress.log_size, run.events.stat().st_size))
+        told = sum(event["kind"] == "sitting" for event in run.read_events())
+        for began in sittings[told:]:
+            self._log.emit("sitting", **began)
+        self._make_way()
         self._listeners.emit("started", step=progress.step, total_steps=bake.total_steps, steps_per_epoch=bake.steps_per_epoch,
                              weights=sum(group.values.numel() for group in bake.groups), folder=str(run.folder))  # fmt: skip
         if progress.step == 0:
@@ -177,25 +263,50 @@ class _Session:
             raise
         if steps >= bake.total_steps:
             self._tell_picture_losses()
+            drop_old(run, self._checked.recipe.save.keep, self._listeners)
             self._log.emit("finished", steps=steps, checkpoint=self._checkpoint_file(steps))
         else:
             self._listeners.emit("stopped", step=steps, total_steps=bake.total_steps, folder=str(run.folder))
         return steps
+
+    def _make_way(self) -> None:
+        """What was the last checkpoint of a shorter run gets the name it has in a longer one, which will write another last one."""
+        run, bake = self._run, self._bake
+        suffix = "" if bake.graft.card.saves == "model" else ".safetensors"
+        told = {event["file"]: event for event in run.read_events() if event["kind"] == "checkpoint"}
+        event = told.get(_checkpoint_file(run, self._checkpoint_file(bake.total_steps) + suffix))
+        if event is None or event["step"] >= bake.total_steps:
+            return
+        way = _checkpoint_file(run, self._checkpoint_file(event["step"]) + suffix)
+        if way not in told and (run.folder / event["file"]).exists() | (run.folder / way).exists():
+            if not (run.folder / way).exists():
+                rename(run.folder / event["file"], run.folder / way)
+            self._log.emit("checkpoint", step=event["step"], file=way, digest=event["digest"])
 
     def _after_step(self, step: int) -> bool:
         bake, last = self._bake, step == self._bake.total_steps
         saved = last or step % self._saves_every == 0
         if saved:
             path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
-            self._log.emit("checkpoint", step=step, file=path.relative_to(self._run.folder).as_posix())
+            file = path.relative_to(self._run.folder).as_posix()
+            self._log.emit("checkpoint", step=step, file=file, digest=fingerprint(path))
             self._draw_samples(step)
         if last or step % self._asks_every == 0:
             self._validate(step)
         stop = not last and self._stop()
         if saved or stop or time.monotonic() >= self._state_due:
-            save_state(self._run.state, Progress(step, self._file.sync()), bake.groups, bake.optimizer, bake.beside)
-            self._state_due = time.monotonic() + self._checked.recipe.save.state_every
+            self._save(Progress(step, self._file.sync()), beside_checkpoint=saved)
         return stop
+
+    def _save(self, progress: Progress, beside_checkpoint: bool) -> None:
+        """The state; only when it is safe, checkpoints that shall not stay are dropped."""
+        bake, save = self._bake, self._checked.recipe.save
+        if beside_checkpoint and save.keep_state:
+            save_state(self._run.states, progress, bake.groups, bake.optimizer, bake.beside, keep=None)
+        save_state(self._run.state, progress, bake.groups, bake.optimizer, bake.beside)
+        if beside_checkpoint:
+            drop_old(self._run, save.keep, self._listeners)
+        self._state_due = time.monotonic() + save.state_every
 
     def _validate(self, step: int) -> None:
         """The loss of the held-out pictures, where there are any."""
@@ -234,80 +345,22 @@ class _Session:
         return checkpoint_name(self._checked.recipe.output.name or "lora", self._bake, step)
 
 
-def _pictures(checked: Checked) -> dict[str, str]:
-    """A fingerprint of every picture with its caption and repeats, and its mask where masks are used, by name."""
-    own, *regularisation = checked.pictures
-    kinds = [("", own), *(("regularisation: ", pictures) for pictures in regularisation)]
-    if checked.held_out:
-        kinds.append(("held out: ", checked.held_out))
-    return {
-        f"{kind}{sample.name}": _fingerprint(sample, mask)
-        for kind, pictures in kinds
-        for sample, mask in zip(pictures.samples, pictures.masks or [None] * len(pictures.samples), strict=True)
+def _checkpoint_file(run: Run, name: str) -> str:
+    """A checkpoint as events name it."""
+    return (run.checkpoints / name).relative_to(run.folder).as_posix()
+
+
+def _write_run(run: Run, checked: Checked, bake: Bake, sittings: Sequence[Mapping[str, Any]]) -> None:
+    """Recipe, pictures and manifest; the manifest last, because a run exists once it is there. Written anew where something changed."""
+    manifest: dict[str, Any] = {
+        "recipe": checked.recipe.to_dict(),
+        "lock": lock_of(checked),
+        "steps_per_epoch": bake.steps_per_epoch,
+        "weights": shapes_of(bake.graft),
+        **({"sittings": list(sittings)} if sittings else {}),
     }
-
-
-def _fingerprint(sample: Sample, mask_HW: Mask | None) -> str:
-    facts: tuple[Any, ...] = (sample.sha256, sample.caption, sample.repeats)
-    if mask_HW is not None:
-        facts += (mask_HW.shape, hashlib.sha256(mask_HW.tobytes()).hexdigest())
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-
-
-def _lock(checked: Checked) -> dict[str, str]:
-    """What must be the same for a run to continue to the same bytes."""
-    return {
-        "lorabake": lorabake.__version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
-        "dataset": hashlib.sha256(repr(_pictures(checked)).encode()).hexdigest(),
-        "base": checked.facts.digest,
-    }
-
-
-def _write_run(run: Run, checked: Checked, lock: dict[str, str]) -> None:
-    """Recipe, pictures and lock; the lock last, because a run exists once it is there. Written anew where something changed."""
-    manifest = {"recipe": checked.recipe.to_dict(), "lock": lock}
     if run.exists() and run.read_manifest() == manifest:
         return
     write_atomic(run.recipe, to_toml(checked.recipe).encode())
-    write_json(run.pictures, _pictures(checked))
+    write_json(run.pictures, pictures_of(checked))
     write_json(run.manifest, manifest)
-
-
-def _same_run(run: Run, checked: Checked, lock: dict[str, str]) -> None:
-    known: dict[str, Any] = run.read_manifest()
-    changed: Sequence[tuple[str, Any, Any]] = [
-        *(
-            difference
-            for difference in checked.recipe.differences(known["recipe"])
-            if not difference[0].startswith(_FREE)
-        ),
-        *((name, value, known["lock"].get(name)) for name, value in lock.items() if value != known["lock"].get(name)),
-    ]
-    if changed:
-        lines = "\n".join(
-            f"  {name}: {_what_changed(run, checked, name, ours, theirs)}" for name, ours, theirs in changed
-        )
-        raise UserError(
-            f"{run.folder} holds another run, which cannot be continued with this:\n{lines}\n"
-            "Give another folder with --into, or the recipe it was started with."
-        )
-
-
-def _what_changed(run: Run, checked: Checked, name: str, ours: Any, theirs: Any) -> str:
-    """Two values; for the dataset the pictures instead of its hashes."""
-    if name != "dataset":
-        return f"{theirs} there, {ours} now"
-    then, now = run.read_pictures(), _pictures(checked)
-    groups = {
-        "new": sorted(now.keys() - then.keys()),
-        "gone": sorted(then.keys() - now.keys()),
-        "changed": sorted(picture for picture in now.keys() & then.keys() if now[picture] != then[picture]),
-    }
-    told = [
-        f"{what} {', '.join(names[:5])}{f' and {len(names) - 5} more' * (len(names) > 5)}"
-        for what, names in groups.items()
-        if names
-    ]
-    return "; ".join(told) or "the order of its pictures differs"

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lorabake.base.errors import UserError
 from lorabake.base.files import sha256_file, write_atomic
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.optimizer import Optimizer
@@ -34,9 +35,14 @@ class Progress:
 
 
 def save_state(
-    folder: Path, progress: Progress, groups: Sequence[FlatGroup], optimizer: Optimizer, beside: Beside | None = None
+    folder: Path,
+    progress: Progress,
+    groups: Sequence[FlatGroup],
+    optimizer: Optimizer,
+    beside: Beside | None = None,
+    keep: int | None = _KEEP,
 ) -> None:
-    """Write the state whole, under a name that holds its hash, then drop older ones."""
+    """Write the state whole, under a name that holds its hash, then drop older ones but for the newest ``keep`` (None drops none)."""
     tensors: dict[str, Tensor] = {}
     for group, owner in _owned(groups, optimizer, beside):
         tensors[f"{group.name}.values"] = group.values.detach()
@@ -44,26 +50,58 @@ def save_state(
             tensors[f"{group.name}.optimizer.{name}"] = torch.as_tensor(value)
     header = {"progress": json.dumps({"step": progress.step, "log_size": progress.log_size})}
     data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)
-    write_atomic(folder / f"step{progress.step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors", data)
-    for old in sorted(folder.glob("step*.safetensors"))[:-_KEEP]:
-        old.unlink()
+    path = folder / f"step{progress.step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+    write_atomic(path, data)
+    for same_step in states_of(folder, progress.step):
+        if same_step != path:
+            same_step.unlink()
+    if keep is not None:
+        for old in states_of(folder)[:-keep]:
+            old.unlink()
+
+
+def states_of(folder: Path, step: int | None = None) -> list[Path]:
+    """States in a folder, the newest last; those of one ``step`` if it is given."""
+    return sorted(folder.glob(f"step{'*' if step is None else f'{step:08d}-*'}.safetensors"))
+
+
+def step_of(path: Path) -> int:
+    """Steps done in a state, from its name.
+
+    Raises:
+        UserError: it is not named as states are.
+    """
+    number, dash, digest = path.stem.removeprefix("step").partition("-")
+    if not (number.isdigit() and dash and len(digest) == 64 and path.suffix == ".safetensors"):
+        raise UserError(f"{path} is not a state of a run: those are named step00000009-….safetensors.")
+    return int(number)
 
 
 def load_state(
     folder: Path, groups: Sequence[FlatGroup], optimizer: Optimizer, beside: Beside | None = None
 ) -> Progress | None:
     """Put the newest undamaged state back into ``groups``, ``optimizer`` and ``beside``; None when there is none."""
-    for path in sorted(folder.glob("step*.safetensors"), reverse=True):
-        if sha256_file(path) != path.stem.partition("-")[2]:
+    for path in reversed(states_of(folder)):
+        if not is_whole(path):
             path.unlink()
             continue
-        with safe_open(path, framework="pt") as file:
-            found = json.loads(file.metadata()["progress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        for group, owner in _owned(groups, optimizer, beside):
-            _restore(tensors, group, owner)
-        return Progress(found["step"], found["log_size"])
+        return read_state(path, groups, optimizer, beside)
     return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a state has the bytes it was written with."""
+    return sha256_file(path) == path.stem.partition("-")[2]
+
+
+def read_state(path: Path, groups: Sequence[FlatGroup], optimizer: Optimizer, beside: Beside | None = None) -> Progress:
+    """Put a whole state back into ``groups``, ``optimizer`` and ``beside``."""
+    with safe_open(path, framework="pt") as file:
+        found = json.loads(file.metadata()["progress"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    for group, owner in _owned(groups, optimizer, beside):
+        _restore(tensors, group, owner)
+    return Progress(found["step"], found["log_size"])
 
 
 def _owned(

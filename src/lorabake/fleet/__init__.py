@@ -1,0 +1,1 @@
+"""Several trainings: a queue of them on this machine."""

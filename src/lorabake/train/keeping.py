@@ -1,0 +1,43 @@
+"""Which checkpoints stay: the newest of those that the run wrote, as it wrote them. What anybody else put there is never touched."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lorabake.base.errors import UserError
+from lorabake.base.events import Events
+from lorabake.base.files import quick_digest
+from lorabake.base.runs import Run
+from lorabake.train.state import states_of
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """Tells whether a checkpoint, a file or a folder, is still what was written."""
+    return quick_digest(
+        [checkpoint] if checkpoint.is_file() else sorted(p for p in checkpoint.rglob("*") if p.is_file())
+    )
+
+
+def drop_old(run: Run, keep: int | None, events: Events) -> None:
+    """Delete all but the newest ``keep`` checkpoints, with the states kept for them; None keeps all.
+
+    Checkpoints whose bytes are no longer those that were written stay, and count for nothing.
+
+    Raises:
+        UserError: one cannot be deleted.
+    """
+    if keep is None:
+        return
+    told = run.checkpoint_events()
+    for event in told[:-keep]:
+        path = run.folder / event["file"]
+        if fingerprint(path) != event.get("digest"):
+            continue
+        try:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for state in states_of(run.states, event["step"]):
+                state.unlink()
+        except OSError as error:
+            raise UserError(f"{path} could not be deleted: {error.strerror or error}.") from error
+        events.emit("dropped", step=event["step"], file=event["file"])
