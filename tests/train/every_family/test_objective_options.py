@@ -85,3 +85,17 @@ def test_samples_are_drawn_on_the_schedule_that_is_trained(kitchens: Any, tmp_pa
     assert (first[0].timestep, first[1].timestep) == (801, 999), "leading, and trailing"
     assert first[0].alpha_bar > 0 and first[1].alpha_bar == 0.0
     assert last[0].next_alpha_bar == pytest.approx(last[1].next_alpha_bar), "the clean end stays"
+
+
+def test_a_whole_model_is_saved_with_the_schedule_that_was_trained(kitchens: Any, tmp_path: Path) -> None:
+    from lorabake.families import load_model
+    from lorabake.train.bake import prepare
+
+    baked = prepare(check(kitchens("sd2-v").recipe, ["objective.zero_terminal_snr=true"]), Events())
+    baked.graft.remove()
+    trained = baked.model
+    trained.save(tmp_path / "saved")
+    again = load_model(tmp_path / "saved")
+    assert trained.betas_T is not None and again.betas_T is not None
+    assert again.betas_T.tolist() == trained.betas_T.tolist() and again.betas_T[-1] == 1
+    assert again.sampler["timestep_spacing"] == "trailing"
