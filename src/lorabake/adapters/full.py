@@ -85,6 +85,10 @@ class FullGraft:
         """Nothing is computed of the weights before a pass."""
         return nullcontext()
 
+    def lifted(self) -> AbstractContextManager[None]:
+        """It is the model."""
+        return nullcontext()
+
     def remove(self) -> None:
         """Put the originals back."""
         for module, name, original in self._originals:

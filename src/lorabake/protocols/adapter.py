@@ -131,6 +131,10 @@ class Graft(Protocol):
         """For one pass forward and backward: what the pass needs of the adapter's weights alone may be computed before it, once."""
         ...
 
+    def lifted(self) -> AbstractContextManager[None]:
+        """Off the model for a while, and back on as it was. A graft that trains the model itself stays."""
+        ...
+
     def remove(self) -> None:
         """Take the adapter off."""
         ...
