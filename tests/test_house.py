@@ -19,7 +19,17 @@ MODULE_LINES = 450
 FUNCTION_LINES = 80
 EMPTY_WORDS = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 HEAVY = {"torch", "diffusers", "transformers", "peft"}
-TEST_ONLY = {"diffusers", "transformers", "peft", "accelerate", "skimage", "scipy", "hypothesis", "pytest"}
+TEST_ONLY = {
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tensorboard",
+    "skimage",
+    "scipy",
+    "hypothesis",
+    "pytest",
+}
 THINKING_ROOMS = {"base", "dataset", "protocols", "recipe", "plan", "cli", "studio", "api", "__init__", "__main__"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

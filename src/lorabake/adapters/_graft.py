@@ -151,6 +151,19 @@ class LayerGraft:
             _check_shape(name, tensors[name], tensor)
             tensor.copy_(tensors[name])
 
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Off the model for a while; what is grafted meanwhile must come off before."""
+        places = [(self.model.parts[grafted.change.layer.part], grafted) for grafted in self._grafted]
+        for root, grafted in places:
+            assert root.get_submodule(grafted.change.layer.path) is grafted, "another graft lies on it"
+            _replace(root, grafted.change.layer.path, grafted.base)
+        try:
+            yield
+        finally:
+            for root, grafted in places:
+                _replace(root, grafted.change.layer.path, grafted)
+
     def remove(self) -> None:
         """Take the adapter off: the layers below come back as they were.
 

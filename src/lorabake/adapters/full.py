@@ -97,6 +97,10 @@ class FullGraft:
             for module, name, parameter in trained:
                 setattr(module, name, parameter)
 
+    def lifted(self) -> AbstractContextManager[None]:
+        """It is the model."""
+        return nullcontext()
+
     def remove(self) -> None:
         """Put the originals back."""
         for module, name, original in self._originals:

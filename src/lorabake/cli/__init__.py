@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from lorabake.base.errors import LorabakeError
-from lorabake.cli import demo, explain, generate, grid, listing, pocket, queue, train, validate
+from lorabake.cli import demo, explain, generate, grid, listing, pocket, queue, tensorboard, train, validate
 
 _VERBS = {
     "demo": demo,
@@ -18,6 +18,7 @@ _VERBS = {
     "explain": explain,
     "list": listing,
     "queue": queue,
+    "tensorboard": tensorboard,
     "pocket": pocket,
 }
 INTERRUPTED = 130

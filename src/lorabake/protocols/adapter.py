@@ -118,6 +118,10 @@ class Graft(Protocol):
         """While it lasts, the model answers as the base alone, bit for bit; also within :meth:`ahead`. Nothing may be trained through it."""
         ...
 
+    def lifted(self) -> AbstractContextManager[None]:
+        """Off the model for a while, and back on as it was. A graft that trains the model itself stays."""
+        ...
+
     def remove(self) -> None:
         """Take the adapter off."""
         ...

@@ -350,8 +350,15 @@ def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Seq
             f"objective.{told}"
             for told in objective_warnings(recipe.objective, facts.prediction, recipe.train.batch_size)
         ),
+        *_idle_samples(recipe),
         *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),
     )
+
+
+def _idle_samples(recipe: Recipe) -> Iterator[str]:
+    """A rhythm for nothing."""
+    if recipe.sample.every is not None and not recipe.sample.prompts and recipe.sample.prompts_file is None:
+        yield "sample.every does nothing without sample.prompts or sample.prompts_file."
 
 
 def _idle_text_options(recipe: Recipe, facts: ModelFacts, options: Set[TextOption]) -> Iterator[str]:

@@ -31,6 +31,7 @@ _PATHS = (
     ("model", "vae"),
     ("model", "text_encoders"),
     ("adapter", "start_from"),
+    ("sample", "prompts_file"),
 )
 """Settings that are paths, or lists of them."""
 

@@ -186,13 +186,21 @@ class SaveSettings(Settings):
     """Number type in the files. fp16 is what clients expect."""
     state_every: float = Field(default=60.0, gt=0)
     """Seconds between saves of the state a killed run continues from. It never changes the result."""
+    tensorboard: bool = False
+    """Write tb/ in the run folder while training, for TensorBoard: loss, rates, gradient norm, pictures per second, samples.
+    `lorabake tensorboard RUN` writes it afterwards."""
 
 
 class SampleSettings(Settings):
-    """Pictures drawn while training. They never change the result."""
+    """Pictures drawn while training, with the LoRA as it is saved. They never change the result."""
+
+    every: Duration | None = None
+    """How often they are drawn. Absent: with every checkpoint. Before the first step and at the end they are drawn in any case."""
+    prompts_file: str | None = None
+    """Text file with more prompts, one a line; # starts a comment. What is not understood is an error that names the line."""
 
     prompts: tuple[str, ...] = ()
-    """Prompts drawn at every checkpoint and before the first step, in kohya's prompt-line form ("text --n negative --d seed --s steps --l cfg
+    """Prompts to draw, in kohya's prompt-line form ("text --n negative --d seed --s steps --l cfg
     --g guidance"). Where cfg or guidance is not given, it is what suits the base model: cfg 5 for SD and SDXL, cfg 1 and guidance 3.5 for Flux dev."""
 
 

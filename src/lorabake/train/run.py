@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lorabake.base.errors import LorabakeError, NotFinite, RunStopped, UserError
+from lorabake.base.errors import NotFinite, RunStopped, UserError
 from lorabake.base.events import EventLog, Events
 from lorabake.base.files import rename, write_atomic, write_json
 from lorabake.base.lock import exclusive
@@ -20,9 +20,6 @@ from lorabake.families import family_card
 from lorabake.recipe import Checked
 from lorabake.recipe.toml import to_toml
 from lorabake.sampling.draw import check as check_prompts
-from lorabake.sampling.draw import draw
-from lorabake.sampling.infotext import Infotext, save_png, write
-from lorabake.sampling.prompts import Prompt, line_to_prompt
 from lorabake.sampling.reading import infotext_extra, prompt_notes
 from lorabake.train.bake import prepare
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
@@ -42,8 +39,10 @@ from lorabake.train.keeping import drop_old, fingerprint
 from lorabake.train.loop import Bake, run_loop
 from lorabake.train.picture_losses import as_csv, picture_losses
 from lorabake.train.prediction import check_prediction
+from lorabake.train.samples import Samples, sample_prompts
 from lorabake.train.space import check_space
 from lorabake.train.state import Progress, load_state, read_state, save_state, states_of, step_of
+from lorabake.train.tensorboard import TensorBoard
 
 _HARD = 5
 """Pictures that are named for their loss."""
@@ -92,7 +91,7 @@ def train(
     """
     started = time.monotonic()
     run = Run(into)
-    prompts = [line_to_prompt(line).on(checked.facts) for line in checked.recipe.sample.prompts]
+    prompts = [prompt.on(checked.facts) for prompt in sample_prompts(checked.recipe.sample)]
     with exclusive(into / ".lock"), _processor(checked.recipe.train.threads or 1):
         start = _Start.of(run, checked, from_state, agree)
         total = checked.total_steps
@@ -107,14 +106,17 @@ def train(
         progress, sittings = start.go(bake)
         if progress.step == 0:
             _check_base(bake)
-        check_space(checked, bake, run, progress.step, _pixels_to_draw(checked, bake, prompts, progress.step), events)
+        samples = Samples(checked, bake, run, prompts, infotext_extra(reading))
+        check_space(checked, bake, run, progress.step, samples.pixels_left(progress.step), events)
         start.keep(bake, progress)
         _write_run(
             run, checked, bake, sittings
         )  # only now: what cannot be prepared must not stand in the way of the next try
+        listeners = Events(lambda event: events.emit(**event))
+        if checked.recipe.save.tensorboard:
+            listeners.listen(TensorBoard(run, refused=lambda why: events.emit("note", text=why)))
         try:
-            session = _Session(checked, bake, run, events, stop, prompts, infotext_extra(reading))
-            steps = session.go_on(progress, sittings)
+            steps = _Session(checked, bake, run, listeners, stop, samples).go_on(progress, sittings)
         except UserError as error:
             raise RunStopped(
                 f"{error} What was saved before is intact: once this is mended, the same command continues."
@@ -188,12 +190,6 @@ class _Start:
             save_state(self.run.state, progress, bake.groups, bake.optimizer, bake.beside)
 
 
-def _pixels_to_draw(checked: Checked, bake: Bake, prompts: Sequence[Prompt], step: int) -> int:
-    """Of all sample pictures that a run at ``step`` still draws."""
-    drawings = (bake.total_steps - step) // checked.recipe.save.every.steps(bake.steps_per_epoch) + 2
-    return drawings * sum((prompt.width or 0) * (prompt.height or 0) for prompt in prompts)
-
-
 def _check_base(bake: Bake) -> None:
     """Ask the base whether it predicts what it is said to, without the adapter, which may have begun with a file's change."""
     bake.graft.training, bake.graft.multiplier = False, 0.0
@@ -222,17 +218,9 @@ class _Session:
     """One sitting of a run: from wherever it is to its end, a stop or a failure."""
 
     def __init__(
-        self,
-        checked: Checked,
-        bake: Bake,
-        run: Run,
-        events: Events,
-        stop: Callable[[], bool],
-        prompts: Sequence[Prompt],
-        extra: Mapping[str, str],
+        self, checked: Checked, bake: Bake, run: Run, events: Events, stop: Callable[[], bool], samples: Samples
     ) -> None:
-        self._checked, self._bake, self._run, self._stop, self._prompts = checked, bake, run, stop, prompts
-        self._extra = extra
+        self._checked, self._bake, self._run, self._stop, self._samples = checked, bake, run, stop, samples
         self._asks_every = checked.recipe.validation.every.steps(bake.steps_per_epoch)
         self._saves_every = checked.recipe.save.every.steps(bake.steps_per_epoch)
         self._state_due = 0.0
@@ -253,7 +241,8 @@ class _Session:
         self._listeners.emit("started", step=progress.step, total_steps=bake.total_steps, steps_per_epoch=bake.steps_per_epoch,
                              weights=sum(group.values.numel() for group in bake.groups), folder=str(run.folder))  # fmt: skip
         if progress.step == 0:
-            self._draw_samples(0)
+            if self._samples.due(0):
+                self._samples.draw(0, None, self._log, self._listeners)
             self._validate(0)
         self._state_due = time.monotonic() + self._checked.recipe.save.state_every
         try:
@@ -286,11 +275,13 @@ class _Session:
     def _after_step(self, step: int) -> bool:
         bake, last = self._bake, step == self._bake.total_steps
         saved = last or step % self._saves_every == 0
+        path = None
         if saved:
             path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
             file = path.relative_to(self._run.folder).as_posix()
             self._log.emit("checkpoint", step=step, file=file, digest=fingerprint(path))
-            self._draw_samples(step)
+        if self._samples.due(step):
+            self._samples.draw(step, path, self._log, self._listeners)
         if last or step % self._asks_every == 0:
             self._validate(step)
         stop = not last and self._stop()
@@ -322,24 +313,6 @@ class _Session:
             {"picture": row.picture, "relative": row.relative, "error": row.error} for row in rows if row.stands_out
         ]
         self._log.emit("picture_losses", file=run.losses.name, hard=hard[:_HARD])
-
-    def _draw_samples(self, step: int) -> None:
-        """Sample pictures; a failure to draw is told and never ends the run."""
-        if not self._prompts:
-            return
-        graft = self._bake.graft
-        graft.training = False
-        try:
-            images = draw(self._bake.model, self._prompts)
-            for index, (image, prompt) in enumerate(zip(images, self._prompts, strict=True)):
-                path = self._run.samples / f"step{step:08d}_{index:02d}.png"
-                save_png(image, path, write(Infotext(prompt, self._checked.facts.name, extra=self._extra)))
-        except (LorabakeError, RuntimeError) as error:  # a full disk or memory: the LoRA matters more than its samples
-            self._listeners.emit("samples_failed", step=step, reason=str(error))
-        else:
-            self._log.emit("samples", step=step, count=len(self._prompts))
-        finally:
-            graft.training = True
 
     def _checkpoint_file(self, step: int) -> str:
         return checkpoint_name(self._checked.recipe.output.name or "lora", self._bake, step)
