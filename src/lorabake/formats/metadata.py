@@ -140,6 +140,8 @@ class TrainingFacts:
     optimizer: str
     """Class and arguments, e.g. ``torch.optim.adamw.AdamW(weight_decay=0.01)``."""
     lr_scheduler: str
+    lr_scheduler_args: Mapping[str, Any] = field(default_factory=dict)
+    """What is not as usual; left out when empty. kohya's scripts take it and do not write it."""
     lr_warmup_steps: int = 0
     max_grad_norm: Number | None = None
     mixed_precision: str = "no"
@@ -195,7 +197,15 @@ _OF_FLOW = [
     "guidance_scale",
     "t5xxl_max_token_length",
 ]
-_LEFT_OUT_WHEN_EMPTY = {"sd_model_hash", "new_sd_model_hash", "vae_name", "vae_hash", "new_vae_hash", "network_args"}
+_LEFT_OUT_WHEN_EMPTY = {
+    "sd_model_hash",
+    "new_sd_model_hash",
+    "vae_name",
+    "vae_hash",
+    "new_vae_hash",
+    "network_args",
+    "lr_scheduler_args",
+}
 _FILES = {"output_name", "sd_model_name", "vae_name"}
 _BY_FOLDER = {"dataset_dirs", "reg_dataset_dirs", "tag_frequency"}
 

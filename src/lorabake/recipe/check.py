@@ -18,6 +18,7 @@ from lorabake.families import caption_readers, family_card, inspect_model
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
 from lorabake.recipe.objectives import idle_settings as idle_rules
+from lorabake.recipe.optimizers import optimizer_problems, optimizer_warnings
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
 from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings
@@ -84,6 +85,9 @@ def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iter
     if rates is not None and rates.lr == 0 and not rates.text_encoder_lr:
         what = "0 here and for the text encoder: nothing would be trained. Give one of them a value."
         yield Problem("optimizer.lr", what)
+    optimizer: Choice | None = values.get("optimizer")
+    if rates is not None and optimizer is not None:
+        yield from optimizer_problems(optimizer, rates)
     train: TrainSettings | None = values.get("train")
     adapter: Choice | None = values.get("adapter")
     if train is not None and adapter is not None and train.precision == "bf16" and adapter_card(adapter).trains_base:
@@ -183,6 +187,7 @@ def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Seq
         *_idle_text_options(recipe, facts, options),
         *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
+        *optimizer_warnings(recipe),
         *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),
         *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),
     )

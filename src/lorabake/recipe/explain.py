@@ -83,6 +83,7 @@ def _type(annotation: Any) -> str:
         "str": "text",
         "bool": "true or false",
         "Duration": '"N epochs" or "N steps"',
+        "Stretch": 'share, "N %" or "N steps"',
     }
     return names.get(getattr(annotation, "__name__", ""), "list" if typing.get_origin(annotation) is tuple else "path")
 

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -16,12 +17,14 @@ from lorabake.base.events import Events
 from lorabake.dataset.caption import is_static
 from lorabake.dataset.order import batches_per_epoch
 from lorabake.families import family_card, load_model
+from lorabake.optimizers._build import build
 from lorabake.optimizers._flat import FlatGroup
+from lorabake.optimizers.schedules import ScheduleSettings
 from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import Model, Part
 from lorabake.protocols.objective import Objective
-from lorabake.protocols.optimizer import Optimizer
-from lorabake.recipe import Checked, Recipe
+from lorabake.protocols.optimizer import OptimizerCard, OptimizerSettings
+from lorabake.recipe import Checked
 from lorabake.train.capture import Captured, CudaGraphs
 from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
@@ -61,7 +64,15 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     base_rates = [rates[group.name] for group in groups]  # pyright: ignore[reportArgumentType]
     buckets = [placement.bucket_wh for placement in checked.placements]
     per_epoch = steps_per_epoch(checked)
+    total_steps = recipe.train.length.steps(per_epoch)
+    warmup = cast(ScheduleSettings, recipe.schedule.settings).warmup
+    if warmup.steps(total_steps) >= total_steps:
+        raise UserError(
+            f"schedule.warmup is {warmup}, and the whole run has {total_steps}: the learning rate would never be reached. "
+            "Shorten the warm-up, or lengthen the run. Nothing was started."
+        )
     objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
+    card = cast(OptimizerCard, find("optimizer", recipe.optimizer.name))
     return Bake(
         recipe=recipe,
         model=model,
@@ -70,13 +81,14 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         text=TextSource(model, trained=text_rate > 0, repeating=is_static(recipe.data.captions)),
         groups=groups,
         base_rates=base_rates,
-        optimizer=_optimizer(recipe, groups, base_rates),
+        optimizer=build(card, cast(OptimizerSettings, recipe.optimizer.settings), groups, base_rates),
+        rate_of=card.rate,
         samples=checked.dataset.samples,
         latents=latents,
         framings=[[view.framing for view in of_sample] for of_sample in views],
         buckets=buckets,
         steps_per_epoch=per_epoch,
-        total_steps=recipe.train.length.steps(per_epoch),
+        total_steps=total_steps,
         captured=_captured(model, objective, grafted, groups, events),
     )
 
@@ -126,12 +138,3 @@ def _captured(
 
     of_inputs, record = functools.partial(loss_of, model, objective), CudaGraphs(model.device)
     return Captured(of_inputs, groups, model.device, record, not_recorded, grafted.ahead)
-
-
-def _optimizer(recipe: Recipe, groups: list[FlatGroup], rates: list[float]) -> Optimizer:
-    card = find("optimizer", recipe.optimizer.name)
-    arguments = recipe.optimizer.settings.model_dump()
-    return card.load()(
-        [{"params": [group.values], "lr": rate} for group, rate in zip(groups, rates, strict=True)],
-        **arguments,
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from lorabake.base.cards import find
 from lorabake.formats.kohya import write_lora
 from lorabake.formats.metadata import ModelSpec, TrainingFacts, training_metadata
 from lorabake.optimizers.schedules import ScheduleCard, ScheduleSettings
+from lorabake.protocols.optimizer import OptimizerSettings
 from lorabake.recipe import Checked
 from lorabake.train.loop import Bake
 
@@ -83,9 +83,10 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         learning_rate=recipe.rates.lr or 0.0,
         unet_lr=recipe.rates.lr,
         text_encoder_lr=recipe.rates.text_encoder_lr,
-        optimizer=f"{type(bake.optimizer).__module__}.{type(bake.optimizer).__name__}({_arguments(recipe.optimizer.settings.model_dump())})",
+        optimizer=_optimizer(checked, bake),
         lr_scheduler=schedule.kohya_name or schedule.name,
-        lr_warmup_steps=round(warmup * bake.total_steps),
+        lr_scheduler_args=recipe.schedule.settings.model_dump(mode="json", exclude_defaults=True, exclude={"warmup"}),
+        lr_warmup_steps=warmup.steps(bake.total_steps),
         max_grad_norm=train.max_grad_norm,
         mixed_precision="bf16" if train.precision == "bf16" else "no",
         seed=train.seed,
@@ -94,8 +95,11 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
     )
 
 
-def _arguments(settings: Mapping[str, Any]) -> str:
-    return ",".join(f"{name}={value}" for name, value in settings.items())
+def _optimizer(checked: Checked, bake: Bake) -> str:
+    """The class that steps and what it was made with, as other tools write it."""
+    arguments = cast(OptimizerSettings, checked.recipe.optimizer.settings).arguments()
+    made_with = ",".join(f"{name}={value}" for name, value in arguments.items())
+    return f"{type(bake.optimizer).__module__}.{type(bake.optimizer).__name__}({made_with})"
 
 
 def _folders(checked: Checked) -> dict[str, dict[str, int]]:

@@ -6,8 +6,10 @@ Legend: B batch, C channels, H and W latent height and width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +51,8 @@ class Bake:
     buckets: Sequence[tuple[int, int]]
     steps_per_epoch: int
     total_steps: int
+    rate_of: Callable[[Mapping[str, Any]], float] = itemgetter("lr")
+    """The learning rate that one of the optimizer's groups really has."""
     captured: Captured | None = None
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
 
@@ -83,7 +87,7 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
             done = optimizer_step(bake, step, batches)
             step += 1
             rates = {
-                group.name: param_group["lr"]
+                group.name: bake.rate_of(param_group)
                 for group, param_group in zip(bake.groups, bake.optimizer.param_groups, strict=True)
             }
             events.emit(
@@ -204,6 +208,6 @@ def _diagnose(bake: Bake, step: int, batches: Sequence[Batch], loss: float) -> s
     elif bake.model.dtype != torch.float32:
         cause = f"Likely an overflow in {bake.model.dtype}: train with precision fp32"
     else:
-        rates = ", ".join(f"{group['lr']:g}" for group in bake.optimizer.param_groups)
+        rates = ", ".join(f"{bake.rate_of(group):g}" for group in bake.optimizer.param_groups)
         cause = f"Likely a learning rate that is too high (now {rates}): try a tenth of it"
     return f"{where}. {pictures} {cause}. The last good files are kept."

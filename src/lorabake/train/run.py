@@ -20,6 +20,7 @@ from lorabake.base.files import write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
 from lorabake.families import family_card
+from lorabake.optimizers._build import finished_weights
 from lorabake.recipe import Checked
 from lorabake.recipe.toml import to_toml
 from lorabake.sampling.draw import check as check_prompts
@@ -168,9 +169,10 @@ class _Session:
         bake, last = self._bake, step == self._bake.total_steps
         saved = last or step % self._saves_every == 0
         if saved:
-            path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
-            self._log.emit("checkpoint", step=step, file=path.relative_to(self._run.folder).as_posix())
-            self._draw_samples(step)
+            with finished_weights(bake.optimizer, bake.groups):
+                path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
+                self._log.emit("checkpoint", step=step, file=path.relative_to(self._run.folder).as_posix())
+                self._draw_samples(step)
         stop = not last and self._stop()
         if saved or stop or time.monotonic() >= self._state_due:
             save_state(self._run.state, Progress(step, self._file.sync()), bake.groups, bake.optimizer)

@@ -1,11 +1,11 @@
-"""The state a killed run continues from: weights, optimizer moments and the step. Randomness needs no state (see ``base.streams``)."""
+"""The state a killed run continues from: weights, all that the optimizer keeps, and the step. Randomness needs no state (see ``base.streams``)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,16 @@ class Progress:
 
 def save_state(folder: Path, progress: Progress, groups: Sequence[FlatGroup], optimizer: Optimizer) -> None:
     """Write the state whole, under a name that holds its hash, then drop older ones."""
-    tensors: dict[str, Tensor] = {}
-    for group in groups:
-        tensors[f"{group.name}.values"] = group.values.detach()
-        for name, value in optimizer.state[group.values].items():
-            tensors[f"{group.name}.optimizer.{name}"] = torch.as_tensor(value)
-    header = {"progress": json.dumps({"step": progress.step, "log_size": progress.log_size})}
-    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)
+    kept = _Kept()
+    for group, param_group in zip(groups, optimizer.param_groups, strict=True):
+        home = group.values.device
+        kept.put(group.name, {"values": group.values}, home)
+        kept.put(f"{group.name}.group", {name: param_group[name] for name in param_group if name != "params"}, home)
+        for index, parameter in enumerate(param_group["params"]):
+            kept.put(f"{group.name}.optimizer.{index}", optimizer.state.get(parameter, {}), home)
+    told = {**asdict(progress), "values": kept.values, "on_cpu": sorted(kept.on_cpu)}
+    header = {"progress": json.dumps(told, sort_keys=True)}  # one entry: several would lie in any order
+    data = save({name: tensor.cpu().contiguous() for name, tensor in kept.tensors.items()}, header)
     write_atomic(folder / f"step{progress.step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors", data)
     for old in sorted(folder.glob("step*.safetensors"))[:-_KEEP]:
         old.unlink()
@@ -52,20 +55,67 @@ def load_state(folder: Path, groups: Sequence[FlatGroup], optimizer: Optimizer) 
         if sha256_file(path) != path.stem.partition("-")[2]:
             path.unlink()
             continue
+        kept = _Kept()
         with safe_open(path, framework="pt") as file:
-            found = json.loads(file.metadata()["progress"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        _restore(tensors, groups, optimizer)
-        return Progress(found["step"], found["log_size"])
+            told = json.loads(file.metadata()["progress"])
+            kept.tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+        kept.values.update(told["values"])
+        kept.on_cpu.update(told["on_cpu"])
+        _restore(kept, groups, optimizer)
+        return Progress(told["step"], told["log_size"])
     return None
 
 
-def _restore(tensors: dict[str, Tensor], groups: Sequence[FlatGroup], optimizer: Optimizer) -> None:
-    for group in groups:
-        group.values.data.copy_(tensors[f"{group.name}.values"])
-        prefix = f"{group.name}.optimizer."
-        state: dict[str, Any] = {
-            name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
-        }
-        if state:
-            optimizer.state[group.values] = {name: tensor.to(group.values.device) for name, tensor in state.items()}
+def _restore(kept: _Kept, groups: Sequence[FlatGroup], optimizer: Optimizer) -> None:
+    found = kept.by_place(groups[0].values.device)
+    for group, param_group in zip(groups, optimizer.param_groups, strict=True):
+        group.values.data.copy_(found[group.name]["values"])
+        param_group.update(found.get(f"{group.name}.group", {}))
+        for index, parameter in enumerate(param_group["params"]):
+            if state := found.get(f"{group.name}.optimizer.{index}"):
+                optimizer.state[parameter] = state
+
+
+class _Kept:
+    """What there is to keep: by place (``denoiser.optimizer.0``) and, behind a dot, by name (``exp_avg``)."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.values: dict[str, Any] = {}
+        """What is no tensor, as JSON has it."""
+        self.on_cpu: set[str] = set()
+        """Tensors on the CPU beside weights on a GPU: some optimizers count their steps there."""
+        self._memory: set[int] = set()
+
+    def put(self, place: str, content: Mapping[str, Any], home: torch.device) -> None:
+        """Keep what belongs to weights on the device ``home``."""
+        for name, value in content.items():
+            key = f"{place}.{name}"
+            if not isinstance(value, Tensor):
+                self.values[key] = _told(value)
+                continue
+            if value.device.type != home.type:
+                self.on_cpu.add(key)
+            shared = value.data_ptr() in self._memory  # tables that several weights use
+            self._memory.add(value.data_ptr())
+            self.tensors[key] = value.detach().clone() if shared else value.detach()
+
+    def by_place(self, home: torch.device) -> dict[str, dict[str, Any]]:
+        """Everything as it was put, for weights on the device ``home``."""
+        found: dict[str, dict[str, Any]] = {}
+        for key, tensor in self.tensors.items():
+            place, _, name = key.rpartition(".")
+            found.setdefault(place, {})[name] = tensor if key in self.on_cpu else tensor.to(home)
+        for key, value in self.values.items():
+            place, _, name = key.rpartition(".")
+            found.setdefault(place, {})[name] = _untold(value)
+        return found
+
+
+def _told(value: Any) -> Any:
+    """A number, a word, nothing, or a tuple of such as JSON: numbers come back to the last bit, and tuples as tuples."""
+    return {"tuple": [_told(item) for item in value]} if isinstance(value, tuple) else value
+
+
+def _untold(value: Any) -> Any:
+    return tuple(_untold(item) for item in value["tuple"]) if isinstance(value, dict) else value
