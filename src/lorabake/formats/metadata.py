@@ -136,7 +136,8 @@ class TrainingFacts:
     gradient_checkpointing: bool = False
     learning_rate: Number
     unet_lr: Number | None = None
-    text_encoder_lr: Number | None = None
+    text_encoder_lr: Number | Sequence[Number] | None = None
+    """One for all text encoders, or a list."""
     optimizer: str
     """Class and arguments, e.g. ``torch.optim.adamw.AdamW(weight_decay=0.01)``."""
     lr_scheduler: str

@@ -68,27 +68,34 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     dataset = _dataset(values, problems)
     placements = _placements(values, facts, dataset, problems)
     captions = _captions(values, facts, dataset, problems)
-    problems.extend(_contradictions(values, facts))
+    problems.extend(_contradictions(values, facts, captions))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
     return Checked(recipe, facts, dataset, placements, _warnings(recipe, facts, dataset, captions), captions)
 
 
-def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iterator[Problem]:
+def _contradictions(
+    values: Mapping[str, Any], facts: ModelFacts | None, captions: Sequence[SeenCaption]
+) -> Iterator[Problem]:
     """What is allowed by itself and cannot work together."""
     model: ModelSettings | None = values.get("model")
     if model is not None and model.t5_tokens is not None and facts is not None and facts.usual_t5_tokens is None:
         what = f"{model.t5_tokens}, but {facts.name} has no T5 text encoder (its family is '{facts.family}'). Leave it out."
         yield Problem("model.t5_tokens", what)
     rates: RateSettings | None = values.get("rates")
-    if rates is not None and rates.lr == 0 and not rates.text_encoder_lr:
+    if rates is not None and rates.lr == 0 and not any(rates.text_encoder_lrs):
         what = "0 here and for the text encoder: nothing would be trained. Give one of them a value."
         yield Problem("optimizer.lr", what)
+    if rates is not None and isinstance(rates.text_encoder_lr, tuple) and captions:
+        given, there = len(rates.text_encoder_lr), len(captions[0].readings)
+        if given != there:
+            what = f"has {given} values, and the model has {there} text encoder{'s' * (there != 1)}. Give one for each, or a single one for all."
+            yield Problem("optimizer.text_encoder_lr", what)
+    train: TrainSettings | None = values.get("train")
     optimizer: Choice | None = values.get("optimizer")
     if rates is not None and optimizer is not None:
-        yield from optimizer_problems(optimizer, rates)
-    train: TrainSettings | None = values.get("train")
+        yield from optimizer_problems(optimizer, rates, train)
     adapter: Choice | None = values.get("adapter")
     if train is not None and adapter is not None and train.precision == "bf16" and adapter_card(adapter).trains_base:
         what = f"'bf16': adapter '{adapter.name}' trains the weights themselves, which needs fp32. Leave precision out."

@@ -9,7 +9,7 @@ from lorabake.base.cards import find
 from lorabake.base.errors import Problem
 from lorabake.protocols.optimizer import OptimizerCard
 from lorabake.recipe.recipe import Choice, Recipe
-from lorabake.recipe.sections import RateSettings
+from lorabake.recipe.sections import RateSettings, TrainSettings
 
 
 def optimizer_card(choice: Choice) -> OptimizerCard:
@@ -17,27 +17,38 @@ def optimizer_card(choice: Choice) -> OptimizerCard:
     return cast(OptimizerCard, find("optimizer", choice.name))
 
 
-def optimizer_problems(choice: Choice, rates: RateSettings) -> Iterator[Problem]:
-    """Rates that the optimizer cannot keep apart."""
-    if optimizer_card(choice).one_rate:
+def optimizer_problems(choice: Choice, rates: RateSettings, train: TrainSettings | None) -> Iterator[Problem]:
+    """What the optimizer cannot do: keep rates apart, or live with weights that somebody else changes."""
+    card = optimizer_card(choice)
+    if card.one_rate:
         lr = 1.0 if rates.lr is None else rates.lr
-        text = lr if rates.text_encoder_lr is None else rates.text_encoder_lr
-        if lr and text and lr != text:
+        different = [rate for rate in rates.text_encoder_lrs if rate and lr and rate != lr]
+        among = {rate for rate in rates.text_encoder_lrs if rate}
+        if different or len(among) > 1:
             yield Problem(
                 "optimizer.text_encoder_lr",
-                f"{text:g}, and lr is {lr:g}: '{choice.name}' finds one learning rate for all. Give both the same, or 0 to leave one untrained.",
+                f"{_shown(rates.text_encoder_lr)}, and lr is {lr:g}: '{choice.name}' finds one learning rate for all. "
+                "Give all the same, or 0 to leave one untrained.",
             )
+        for setting in ("block_lr", "lora_plus_ratio"):
+            if getattr(rates, setting) is not None:
+                yield Problem(f"optimizer.{setting}", f"'{choice.name}' finds one learning rate for all. Leave it out.")
 
 
 def optimizer_warnings(recipe: Recipe) -> Iterator[str]:
     """What is allowed and probably not meant."""
     name, card, schedule = recipe.optimizer.name, optimizer_card(recipe.optimizer), recipe.schedule
     if card.adapts:
-        for setting, value in (("lr", recipe.rates.lr), ("text_encoder_lr", recipe.rates.text_encoder_lr)):
-            if value not in (None, 0, 1):
+        for setting, rates in (("lr", (recipe.rates.lr,)), ("text_encoder_lr", recipe.rates.text_encoder_lrs)):
+            if any(rate not in (None, 0, 1) for rate in rates):
+                dial = (
+                    "; to turn it up or down there is optimizer.d_coef"
+                    if "d_coef" in card.settings.model_fields
+                    else ""
+                )
                 yield (
-                    f"optimizer.{setting} = {value:g}: '{name}' finds the learning rate itself, and this multiplies what it finds. "
-                    f"1 is usual{'; to turn it up or down there is optimizer.d_coef' if 'd_coef' in card.settings.model_fields else ''}."
+                    f"optimizer.{setting} = {_shown(getattr(recipe.rates, setting))}: '{name}' finds the learning rate itself, "
+                    f"and this multiplies what it finds. 1 is usual{dial}."
                 )
     if card.averages and schedule.name != "constant":
         yield (
@@ -54,3 +65,7 @@ def optimizer_warnings(recipe: Recipe) -> Iterator[str]:
         has_guard = "safeguard_warmup" in card.settings.model_fields
         remedy = "Set optimizer.safeguard_warmup = true" if has_guard else "It begins with tiny steps anyway"
         yield f"schedule.warmup: small steps mislead '{name}' in its search for the learning rate. {remedy}, or leave schedule.warmup out."
+
+
+def _shown(rates: float | tuple[float, ...] | None) -> str:
+    return f"[{', '.join(f'{rate:g}' for rate in rates)}]" if isinstance(rates, tuple) else f"{rates or 0:g}"

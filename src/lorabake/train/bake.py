@@ -28,6 +28,7 @@ from lorabake.recipe import Checked
 from lorabake.train.capture import Captured, CudaGraphs
 from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
+from lorabake.train.rates import rate_groups, rates_by_part
 from lorabake.train.text import TextSource
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -53,15 +54,12 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     model = load_model(checked.facts, dtype=dtype, device=device, **reading)
     views = _views(checked)
     latents = _latents(checked, views, model, events, stop)
-    text_rate = recipe.rates.text_encoder_lr or 0.0
-    rates: dict[Part, float] = dict.fromkeys(model.parts, text_rate)
-    rates["denoiser"] = recipe.rates.lr or 0.0
-    parts: tuple[Part, ...] = tuple(part for part in model.parts if rates[part] > 0)
+    rates = rates_by_part(recipe.rates, tuple(model.parts))
+    parts: tuple[Part, ...] = tuple(rates)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
     grafted.training = True
     model.checkpoint_gradients(recipe.train.gradient_checkpointing)
-    groups = [FlatGroup(part, parameters) for part, parameters in grafted.parameters().items()]
-    base_rates = [rates[group.name] for group in groups]  # pyright: ignore[reportArgumentType]
+    groups, base_rates = rate_groups(grafted, recipe.rates, rates)
     buckets = [placement.bucket_wh for placement in checked.placements]
     per_epoch = steps_per_epoch(checked)
     total_steps = recipe.train.length.steps(per_epoch)
@@ -78,7 +76,9 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         model=model,
         graft=grafted,
         objective=objective,
-        text=TextSource(model, trained=text_rate > 0, repeating=is_static(recipe.data.captions)),
+        text=TextSource(
+            model, trained=any(part != "denoiser" for part in parts), repeating=is_static(recipe.data.captions)
+        ),
         groups=groups,
         base_rates=base_rates,
         optimizer=build(card, cast(OptimizerSettings, recipe.optimizer.settings), groups, base_rates),

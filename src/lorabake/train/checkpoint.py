@@ -12,7 +12,7 @@ from lorabake.formats.kohya import write_lora
 from lorabake.formats.metadata import ModelSpec, TrainingFacts, training_metadata
 from lorabake.optimizers.schedules import ScheduleCard, ScheduleSettings
 from lorabake.protocols.optimizer import OptimizerSettings
-from lorabake.recipe import Checked
+from lorabake.recipe import Checked, Recipe
 from lorabake.train.loop import Bake
 
 
@@ -82,7 +82,9 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         gradient_checkpointing=train.gradient_checkpointing,
         learning_rate=recipe.rates.lr or 0.0,
         unet_lr=recipe.rates.lr,
-        text_encoder_lr=recipe.rates.text_encoder_lr,
+        text_encoder_lr=list(text_rates)
+        if isinstance(text_rates := recipe.rates.text_encoder_lr, tuple)
+        else text_rates,
         optimizer=_optimizer(checked, bake),
         lr_scheduler=schedule.kohya_name or schedule.name,
         lr_scheduler_args=recipe.schedule.settings.model_dump(mode="json", exclude_defaults=True, exclude={"warmup"}),
@@ -90,9 +92,17 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         max_grad_norm=train.max_grad_norm,
         mixed_precision="bf16" if train.precision == "bf16" else "no",
         seed=train.seed,
-        **recipe.adapter.settings.metadata(),
+        **_adapter_facts(recipe),
         **recipe.objective.settings.metadata(),
     )
+
+
+def _adapter_facts(recipe: Recipe) -> dict[str, Any]:
+    """What the adapter says of itself; rates by layer are among its arguments, as other trainers have them."""
+    told = recipe.adapter.settings.metadata()
+    by_layer = {"loraplus_lr_ratio": recipe.rates.lora_plus_ratio, "block_lr": recipe.rates.block_lr}
+    given = {name: value for name, value in by_layer.items() if value is not None}
+    return {**told, "network_args": {**told.get("network_args", {}), **given}}
 
 
 def _optimizer(checked: Checked, bake: Bake) -> str:
