@@ -145,6 +145,8 @@ class TrainingFacts:
     """What is not as usual; left out when empty. kohya's scripts take it and do not write it."""
     lr_warmup_steps: int = 0
     max_grad_norm: Number | None = None
+    ema_decay: Number | None = None
+    """Of the running average of the weights that the file holds; left out without one. kohya's scripts have none."""
     mixed_precision: str = "no"
     full_fp16: bool = False
     fp8_base: bool = False
@@ -206,6 +208,7 @@ _LEFT_OUT_WHEN_EMPTY = {
     "new_vae_hash",
     "network_args",
     "lr_scheduler_args",
+    "ema_decay",
 }
 _FILES = {"output_name", "sd_model_name", "vae_name"}
 _BY_FOLDER = {"dataset_dirs", "reg_dataset_dirs", "tag_frequency"}

@@ -100,6 +100,13 @@ def _contradictions(
     if train is not None and adapter is not None and train.precision == "bf16" and adapter_card(adapter).trains_base:
         what = f"'bf16': adapter '{adapter.name}' trains the weights themselves, which needs fp32. Leave precision out."
         yield Problem("train.precision", what)
+    if train is not None and adapter is not None and train.max_weight_norm and adapter_card(adapter).trains_base:
+        what = (
+            f"adapter '{adapter.name}' trains the weights themselves, whose size is not that of a change. Leave it out."
+        )
+        yield Problem("train.max_weight_norm", what)
+    if train is not None and len(set(train.ema)) < len(train.ema):
+        yield Problem("train.ema", f"{list(train.ema)}: one of them is there twice. Each makes a file of its own.")
 
 
 def _facts(model: ModelSettings | None, problems: list[Problem]) -> ModelFacts | None:

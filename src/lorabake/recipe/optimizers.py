@@ -33,6 +33,17 @@ def optimizer_problems(choice: Choice, rates: RateSettings, train: TrainSettings
         for setting in ("block_lr", "lora_plus_ratio"):
             if getattr(rates, setting) is not None:
                 yield Problem(f"optimizer.{setting}", f"'{choice.name}' finds one learning rate for all. Leave it out.")
+    if train is None:
+        return
+    if train.max_weight_norm is not None and (card.adapts or card.averages):
+        why = "finds the learning rate from how far the weights have gone" if card.adapts else "averages the weights"
+        yield Problem(
+            "train.max_weight_norm", f"'{choice.name}' {why}, and weights that are scaled mislead it. Leave it out."
+        )
+    if train.ema and card.averages:
+        yield Problem(
+            "train.ema", f"'{choice.name}' averages the weights itself. Leave it out, or choose another optimizer."
+        )
 
 
 def optimizer_warnings(recipe: Recipe) -> Iterator[str]:

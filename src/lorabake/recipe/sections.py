@@ -106,6 +106,12 @@ class TrainSettings(Settings):
     """Forward passes per optimizer step: the effective batch is batch_size × this."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this joint L2 norm; 0 never. 1 is usual."""
+    max_weight_norm: float | None = Field(default=None, gt=0, le=1000)
+    """No layer's change may be larger than this: after each step what is, is scaled down to it (kohya's scale_weight_norms). Absent: no limit. 1 keeps
+    a LoRA gentle beside others."""
+    ema: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Decays of running averages of the weights, such as [0.99, 0.999]: for each, every checkpoint gets a second file, NAME-ema0.99. Averages are
+    smoother than the last step; 0.99 looks back over some hundred steps. They never change the training."""
     seed: int = Field(default=42, ge=0, lt=2**63)
     """Everything random derives from it: the same recipe gives the same bytes."""
     precision: Literal["fp32", "bf16"] | None = None

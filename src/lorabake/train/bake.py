@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
 
 from lorabake.adapters import graft
+from lorabake.adapters._norms import norm_limit
 from lorabake.base.cards import find
 from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Events
 from lorabake.dataset.caption import is_static
 from lorabake.dataset.order import batches_per_epoch
 from lorabake.families import family_card, load_model
+from lorabake.optimizers._averages import Averages
 from lorabake.optimizers._build import build
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.optimizers.schedules import ScheduleSettings
@@ -25,10 +27,11 @@ from lorabake.protocols.family import Model, Part
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import OptimizerCard, OptimizerSettings
 from lorabake.recipe import Checked
+from lorabake.recipe.sections import TrainSettings
 from lorabake.train.capture import Captured, CudaGraphs
 from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
-from lorabake.train.rates import rate_groups, rates_by_part
+from lorabake.train.rates import begins_at_zero, rate_groups, rates_by_part
 from lorabake.train.text import TextSource
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -57,9 +60,10 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     rates = rates_by_part(recipe.rates, tuple(model.parts))
     parts: tuple[Part, ...] = tuple(rates)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
+    ups = begins_at_zero(grafted) if recipe.rates.lora_plus_ratio else frozenset()
     grafted.training = True
     model.checkpoint_gradients(recipe.train.gradient_checkpointing)
-    groups, base_rates = rate_groups(grafted, recipe.rates, rates)
+    groups, base_rates = rate_groups(grafted, recipe.rates, rates, ups)
     buckets = [placement.bucket_wh for placement in checked.placements]
     per_epoch = steps_per_epoch(checked)
     total_steps = recipe.train.length.steps(per_epoch)
@@ -70,6 +74,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
             "Shorten the warm-up, or lengthen the run. Nothing was started."
         )
     objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
+    averages = Averages(groups, recipe.train.ema) if recipe.train.ema else None
     card = cast(OptimizerCard, find("optimizer", recipe.optimizer.name))
     return Bake(
         recipe=recipe,
@@ -83,6 +88,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         base_rates=base_rates,
         optimizer=build(card, cast(OptimizerSettings, recipe.optimizer.settings), groups, base_rates),
         rate_of=card.rate,
+        averages=averages,
+        settle=_settling(recipe.train, grafted, averages),
         samples=checked.dataset.samples,
         latents=latents,
         framings=[[view.framing for view in of_sample] for of_sample in views],
@@ -124,6 +131,24 @@ def _latents(
     flat = [view for of_sample in views for view in of_sample]
     found = iter(cached_latents(flat, model, checked.dataset.path / CACHE, progress, not_kept))
     return [[next(found) for _ in of_sample] for of_sample in views]
+
+
+def _settling(
+    train: TrainSettings, grafted: Graft, averages: Averages | None
+) -> tuple[Callable[[int], Mapping[str, float]], ...]:
+    """What happens to the weights after each step: limits first, then averages of what they left."""
+    found: list[Callable[[int], Mapping[str, float]]] = []
+    if train.max_weight_norm is not None:
+        limit = norm_limit(grafted, train.max_weight_norm)
+        found.append(lambda step: limit())
+    if averages is not None:
+
+        def average(step: int) -> Mapping[str, float]:
+            averages.update(step)
+            return {}
+
+        found.append(average)
+    return tuple(found)
 
 
 def _captured(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,14 +25,19 @@ def checkpoint_name(name: str, bake: Bake, step: int) -> str:
     return f"{name}-step{step:08d}" if inside else f"{name}-{epoch:06d}"
 
 
-def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int) -> Path:
-    """Write the adapter as it is after ``step`` optimizer steps; returns its path."""
-    name = checkpoint_name(checked.recipe.output.name or "lora", bake, step)
+def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int, ema: float | None = None) -> Path:
+    """Write the adapter as it is after ``step`` optimizer steps; returns its path. ``ema``: its weights are the average of this decay."""
+    name = checkpoint_name(checked.recipe.output.name or "lora", bake, step) + (f"-ema{ema:g}" if ema else "")
     if bake.graft.card.saves == "model":
         bake.model.save(folder / name)
         return folder / name
     path = folder / f"{name}.safetensors"
-    write_lora(path, bake.graft.tensors(), training_metadata(_facts(checked, bake, step)), checked.recipe.save.dtype)
+    write_lora(
+        path,
+        bake.graft.tensors(),
+        training_metadata(replace(_facts(checked, bake, step), ema_decay=ema)),
+        checked.recipe.save.dtype,
+    )
     return path
 
 
@@ -90,6 +96,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         lr_scheduler_args=recipe.schedule.settings.model_dump(mode="json", exclude_defaults=True, exclude={"warmup"}),
         lr_warmup_steps=warmup.steps(bake.total_steps),
         max_grad_norm=train.max_grad_norm,
+        scale_weight_norms=train.max_weight_norm,
         mixed_precision="bf16" if train.precision == "bf16" else "no",
         seed=train.seed,
         **_adapter_facts(recipe),

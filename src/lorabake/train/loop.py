@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -20,6 +20,7 @@ from lorabake.base.streams import random_stream, stream_seed, torch_stream
 from lorabake.dataset.caption import caption_for_step
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.order import Batch, epoch_batches
+from lorabake.optimizers._averages import Averages
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
@@ -51,8 +52,12 @@ class Bake:
     buckets: Sequence[tuple[int, int]]
     steps_per_epoch: int
     total_steps: int
+    averages: Averages | None = None
+    """Running averages of the weights, written beside them."""
     rate_of: Callable[[Mapping[str, Any]], float] = itemgetter("lr")
     """The learning rate that one of the optimizer's groups really has."""
+    settle: Sequence[Callable[[int], Mapping[str, float]]] = ()
+    """What is done to the weights after each of the optimizer's steps (told which, from 0); returns what is to be told of the step."""
     captured: Captured | None = None
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
 
@@ -64,6 +69,8 @@ class Step:
     loss: float
     grad_norm: float
     images: int
+    told: Mapping[str, float] = field(default_factory=dict)
+    """What else there is to tell."""
 
 
 def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[int], bool]) -> int:
@@ -98,6 +105,7 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
                 grad_norm=done.grad_norm,
                 images=done.images,
                 lr=rates,
+                **done.told,
             )
             if after_step(step) or step == bake.total_steps:
                 return step
@@ -120,7 +128,8 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         raise NotFinite(_diagnose(bake, step, batches, loss_value))
     bake.optimizer.step()
-    return Step(loss_value, norm_value, sum(map(len, batches)))
+    told = {name: value for settle in bake.settle for name, value in settle(step).items()}
+    return Step(loss_value, norm_value, sum(map(len, batches)), told)
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from lorabake.base.errors import UserError
 from lorabake.base.patterns import decide, idle
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.adapter import Graft
-from lorabake.protocols.family import Model, Part
+from lorabake.protocols.family import Part
 from lorabake.recipe.sections import RateSettings
 
 
@@ -22,33 +22,45 @@ def rates_by_part(rates: RateSettings, parts: Sequence[Part]) -> dict[Part, floa
     """
     encoders = [part for part in parts if part != "denoiser"]
     given = rates.text_encoder_lr or 0.0
-    if isinstance(given, tuple) and len(given) != len(encoders):
+    each = given if isinstance(given, tuple) else (given,) * len(encoders)
+    if len(each) != len(encoders):
         raise UserError(
-            f"optimizer.text_encoder_lr has {len(given)} values, and the model has {len(encoders)} text encoders. "
+            f"optimizer.text_encoder_lr has {len(each)} values, and the model has {len(encoders)} text encoders. "
             "Give one for each, or a single one for all. Nothing was started."
         )
-    found: dict[Part, float] = {"denoiser": rates.lr or 0.0}
-    found.update(zip(encoders, given if isinstance(given, tuple) else [given] * len(encoders), strict=True))
+    found: dict[Part, float] = {"denoiser": rates.lr or 0.0, **dict(zip(encoders, each, strict=True))}
     return {part: found[part] for part in parts if found[part] > 0}
 
 
+def begins_at_zero(grafted: Graft) -> frozenset[str]:
+    """Names of a newborn adapter's weights that are zero: what LoRA+ hurries."""
+    every = (item for named in grafted.parameters().values() for item in named.items())
+    return frozenset(name for name, parameter in every if not bool(parameter.any()))
+
+
 def rate_groups(
-    grafted: Graft, rates: RateSettings, by_part: Mapping[Part, float]
+    grafted: Graft, rates: RateSettings, by_part: Mapping[Part, float], ups: frozenset[str] = frozenset()
 ) -> tuple[list[FlatGroup], list[float]]:
-    """Trained weights by learning rate, and the rates. The adapter must be newborn: what is zero then is what LoRA+ hurries.
+    """Trained weights by learning rate, and the rates.
+
+    Args:
+        grafted: what is trained.
+        rates: as the recipe has them.
+        by_part: from :func:`rates_by_part`.
+        ups: the weights that LoRA+ hurries, if it is asked for: see :func:`begins_at_zero`.
 
     Raises:
         UserError: a pattern fits no weight; or LoRA+ is asked for where it makes no difference.
     """
-    names = _layer_names(grafted.model)
+    layers = {layer.key: layer.names for layer in grafted.model.layers()}
     split: dict[tuple[Part, float, bool], dict[str, nn.Parameter]] = {}
     seen: list[Sequence[str]] = []
     for part, named in grafted.parameters().items():
         for name, parameter in named.items():
-            known_as = (name, *names.get(name.partition(".")[0], ()))
+            known_as = (name, *layers.get(name.partition(".")[0], ()))
             seen.append(known_as)
             factor = decide(rates.block_lr, known_as)
-            hurried = rates.lora_plus_ratio is not None and not bool(parameter.any())
+            hurried = rates.lora_plus_ratio is not None and name in ups
             split.setdefault((part, 1.0 if factor is None else factor, hurried), {})[name] = parameter
     if unused := idle(rates.block_lr, seen):
         raise UserError(
@@ -68,10 +80,6 @@ def rate_groups(
 def _group_name(part: Part, factor: float, hurried: bool) -> str:
     """``denoiser``, ``denoiser x0.5``, ``text_encoder up`` …"""
     return part + (f" x{factor:g}" if factor != 1 else "") + (" up" if hurried else "")
-
-
-def _layer_names(model: Model) -> dict[str, tuple[str, ...]]:
-    return {layer.key: (f"{layer.part}.{layer.path}",) for layer in model.layers()}
 
 
 def _listed(names: Sequence[str]) -> str:

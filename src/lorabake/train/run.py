@@ -85,7 +85,7 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
             events.emit("note", text=note)
         bake = prepare(checked, events, stop)
         check_prompts(bake.model, prompts)
-        progress = load_state(run.state, bake.groups, bake.optimizer) or Progress(0, 0)
+        progress = load_state(run.state, bake.groups, bake.optimizer, bake.averages) or Progress(0, 0)
         if progress.step == 0:
             _check_base(bake)
         _write_run(run, checked, lock)  # only now: what cannot be prepared must not stand in the way of the next try
@@ -169,15 +169,24 @@ class _Session:
         bake, last = self._bake, step == self._bake.total_steps
         saved = last or step % self._saves_every == 0
         if saved:
+            self._write_averages(step)
             with finished_weights(bake.optimizer, bake.groups):
                 path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
                 self._log.emit("checkpoint", step=step, file=path.relative_to(self._run.folder).as_posix())
                 self._draw_samples(step)
         stop = not last and self._stop()
         if saved or stop or time.monotonic() >= self._state_due:
-            save_state(self._run.state, Progress(step, self._file.sync()), bake.groups, bake.optimizer)
+            save_state(self._run.state, Progress(step, self._file.sync()), bake.groups, bake.optimizer, bake.averages)
             self._state_due = time.monotonic() + self._checked.recipe.save.state_every
         return stop
+
+    def _write_averages(self, step: int) -> None:
+        """A file for each running average, before the checkpoint's own, so that this is the last that is told of."""
+        averages = self._bake.averages
+        for decay in averages.decays if averages else ():
+            with averages.as_weights(decay):
+                path = write_checkpoint(self._run.checkpoints, self._checked, self._bake, step, decay)
+            self._log.emit("checkpoint", step=step, file=path.relative_to(self._run.folder).as_posix(), ema=decay)
 
     def _draw_samples(self, step: int) -> None:
         """Sample pictures; a failure to draw is told and never ends the run."""

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lorabake.base.files import sha256_file, write_atomic
+from lorabake.optimizers._averages import Averages
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.optimizer import Optimizer
 
@@ -32,9 +33,17 @@ class Progress:
     """Bytes of ``events.jsonl`` that belong to those steps."""
 
 
-def save_state(folder: Path, progress: Progress, groups: Sequence[FlatGroup], optimizer: Optimizer) -> None:
+def save_state(
+    folder: Path,
+    progress: Progress,
+    groups: Sequence[FlatGroup],
+    optimizer: Optimizer,
+    averages: Averages | None = None,
+) -> None:
     """Write the state whole, under a name that holds its hash, then drop older ones."""
     kept = _Kept()
+    for name, average in averages.tensors().items() if averages else ():
+        kept.put(name, {"values": average}, groups[0].values.device)
     for group, param_group in zip(groups, optimizer.param_groups, strict=True):
         home = group.values.device
         kept.put(group.name, {"values": group.values}, home)
@@ -49,8 +58,10 @@ def save_state(folder: Path, progress: Progress, groups: Sequence[FlatGroup], op
         old.unlink()
 
 
-def load_state(folder: Path, groups: Sequence[FlatGroup], optimizer: Optimizer) -> Progress | None:
-    """Put the newest undamaged state back into ``groups`` and ``optimizer``; None when there is none."""
+def load_state(
+    folder: Path, groups: Sequence[FlatGroup], optimizer: Optimizer, averages: Averages | None = None
+) -> Progress | None:
+    """Put the newest undamaged state back into ``groups``, ``optimizer`` and ``averages``; None when there is none."""
     for path in sorted(folder.glob("step*.safetensors"), reverse=True):
         if sha256_file(path) != path.stem.partition("-")[2]:
             path.unlink()
@@ -61,13 +72,15 @@ def load_state(folder: Path, groups: Sequence[FlatGroup], optimizer: Optimizer) 
             kept.tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
         kept.values.update(told["values"])
         kept.on_cpu.update(told["on_cpu"])
-        _restore(kept, groups, optimizer)
+        _restore(kept, groups, optimizer, averages)
         return Progress(told["step"], told["log_size"])
     return None
 
 
-def _restore(kept: _Kept, groups: Sequence[FlatGroup], optimizer: Optimizer) -> None:
+def _restore(kept: _Kept, groups: Sequence[FlatGroup], optimizer: Optimizer, averages: Averages | None) -> None:
     found = kept.by_place(groups[0].values.device)
+    for name, average in averages.tensors().items() if averages else ():
+        average.copy_(found[name]["values"])
     for group, param_group in zip(groups, optimizer.param_groups, strict=True):
         group.values.data.copy_(found[group.name]["values"])
         param_group.update(found.get(f"{group.name}.group", {}))
