@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lorabake.dataset.caption import CaptionConfig, caption_for_step, full_caption, idle_settings, is_static
+from lorabake.dataset.caption import (
+    CaptionConfig,
+    caption_for_step,
+    full_caption,
+    idle_settings,
+    is_static,
+    replaced,
+    without_additions,
+)
 
 TEXT = "suzu, 1girl, red hair, smile, outdoors"
 
@@ -153,3 +161,24 @@ def test_the_full_caption_keeps_the_order_of_the_file() -> None:
 def test_where_no_caption_is_ever_shown_the_full_caption_is_empty() -> None:
     assert full_caption(TEXT, CaptionConfig(caption_dropout=1.0)) == ""
     assert full_caption(TEXT, CaptionConfig(caption_dropout=0.99)) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "by", "expected"),
+    [
+        ("mira, 1girl, red_dress, smile", "mira, red dress", "", "1girl, smile"),
+        ("a photo of Mira-chan, standing", "mira chan", "a woman", "a photo of a woman, standing"),
+        ("admiral, miraculous", "mira", "", "admiral, miraculous"),
+        ("mira", "mira", "", ""),
+        ("x,y", "mira", "z", "x,y"),
+        ("mira", " , ", "z", "mira"),
+        ("a (mira) b", "(mira)", "", "a b"),
+    ],
+)
+def test_words_are_taken_out_whole(text: str, words: str, by: str, expected: str) -> None:
+    assert replaced(text, words, by) == expected
+
+
+def test_additions_are_left_off() -> None:
+    config = CaptionConfig(prefix="mira,", suffix="style", shuffle=True)
+    assert without_additions(config) == CaptionConfig(shuffle=True)

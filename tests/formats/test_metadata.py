@@ -105,7 +105,15 @@ def test_every_fact_is_written() -> None:
         1.0,
     )
     given_all = facts(
-        new_sd_model_hash="a", vae_name="v", vae_hash="b", new_vae_hash="c", network_args={"a": 1}, **of_flow
+        new_sd_model_hash="a",
+        vae_name="v",
+        vae_hash="b",
+        new_vae_hash="c",
+        network_args={"a": 1},
+        weighting_scheme="p2",
+        p2_gamma=1.0,
+        p2_k=1.0,
+        **of_flow,
     )
     assert not {f"ss_{name}" for name in of_flow} & training_metadata(facts()).keys()
     assert {apart.get(name, f"ss_{name}") for name in names} <= training_metadata(given_all).keys()

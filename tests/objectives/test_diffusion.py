@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lorabake.base.errors import UserError
 from lorabake.families import load_model
+from lorabake.families.networks.noise import betas_of
 from lorabake.objectives.diffusion import Diffusion, DiffusionSettings
 
 CPU = torch.device("cpu")
@@ -106,6 +107,31 @@ def test_timesteps_are_within_bounds_and_all_drawn() -> None:
     assert float(everything.float().mean()) == pytest.approx(499.5, rel=0.02)
 
 
+def test_rules_of_timesteps_are_for_whole_ones_too() -> None:
+    for rule, middle in (("sigmoid", 0.68), ("logit-normal", 0.68), ("stratified", 0.46)):
+        made = objective("v", timesteps=rule)
+        drawn = made.draw_timesteps((20000, 4, 8, 8), torch.Generator().manual_seed(1))
+        assert drawn.dtype == torch.int64 and drawn.min() >= 0 and drawn.max() <= 999
+        between = ((drawn >= 269) & (drawn < 731)).float().mean()  # logistic(±1), one deviation to either side
+        assert float(between) == pytest.approx(middle, abs=0.01)
+    drawn = objective(timesteps="stratified").draw_timesteps((1000, 4, 8, 8), torch.Generator().manual_seed(1))
+    assert sorted(drawn.tolist()) == list(range(1000))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [None, None, None]),
+        ({"timesteps": "stratified"}, ["stratified", None, None]),
+        ({"timesteps": "sigmoid", "sigmoid_scale": 0.5}, ["sigmoid", 0.5, None]),
+        ({"timesteps": "logit-normal", "logit_mean": 0.5}, ["logit_normal", None, 0.5]),
+    ],
+)
+def test_files_say_how_timesteps_were_drawn(settings: dict[str, Any], expected: list[Any]) -> None:
+    said = DiffusionSettings(**settings).metadata()
+    assert [said[name] for name in ("timestep_sampling", "sigmoid_scale", "logit_mean")] == expected
+
+
 def test_a_shorter_schedule_bounds_the_timesteps() -> None:
     drawn = objective(betas_T=BETAS_T[:20]).draw_timesteps((500, 4, 8, 8), torch.Generator().manual_seed(1))
     assert set(drawn.tolist()) == set(range(20))
@@ -142,6 +168,24 @@ def test_a_rule_that_is_not_there(field: str) -> None:
     with pytest.raises(UserError, match="'no-such' is not a known"):
         rule: dict[str, Any] = {field: "no-such"}
         objective(**rule)
+
+
+# ---- zero terminal SNR
+
+
+@pytest.mark.parametrize("weighting", ["none", "min-snr", "soft-min-snr", "p2", "debiased", "epsilon-like", "learned"])
+def test_the_last_timestep_may_be_noise_alone(weighting: str) -> None:
+    """Then v is −x, and SNR 0 is no trouble: weights are those of the rescaled schedule."""
+    betas_T = betas_of({"trained_betas": BETAS_T.tolist(), "num_train_timesteps": 1000, "rescale_betas_zero_snr": True,
+                        "prediction_type": "v_prediction"})  # fmt: skip
+    made = objective("v", betas_T, weighting=weighting)
+    x, noise, t = sample()
+    assert torch.equal(made.corrupt(x, noise, t)[-1], noise[-1]) and torch.equal(made.target(x, noise, t)[-1], -x[-1])
+    assert bool(torch.isfinite(made.weigh(torch.ones(5), t)).all())
+    at_the_end = {"none": 1.0, "learned": 1.0, "debiased": 1.0}.get(weighting, 0.0)
+    assert float(made.weight_T[-1]) == at_the_end
+    snr = 1 / (1 / ((1 - betas_T).cumprod(0)[900]) - 1)
+    assert weighting != "min-snr" or float(made.weight_T[900]) == pytest.approx(float(snr / (snr + 1)), rel=1e-5)
 
 
 # ---- against diffusers

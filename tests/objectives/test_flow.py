@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lorabake.base.cards import cards
 from lorabake.objectives.flow import Flow, FlowSettings
 
 SHAPE = (2000, 16, 32, 32)
@@ -61,7 +62,7 @@ def test_the_loss_of_a_sample_by_hand() -> None:
     assert objective().error(prediction.bfloat16(), target.bfloat16(), torch.tensor([1.0, 2.0])).dtype == torch.float32
 
 
-@pytest.mark.parametrize("rule", ["uniform", "sigmoid", "shift", "flux-shift", "logit-normal"])
+@pytest.mark.parametrize("rule", sorted(cards("timesteps")))
 @pytest.mark.parametrize(("low", "high"), [(0, 1000), (200, 210), (999, 1000)])
 def test_timesteps_are_floats_within_bounds(rule: str, low: int, high: int) -> None:
     made = objective(timesteps=rule, min_timestep=low, max_timestep=high)
@@ -84,8 +85,8 @@ def test_a_range_squeezes_the_shares_into_it() -> None:
     torch.testing.assert_close(half, 500 + whole / 2)
 
 
-def test_only_flux_shift_goes_by_the_size() -> None:
-    for rule, alike in (("shift", True), ("sigmoid", True), ("flux-shift", False)):
+def test_some_shifts_go_by_the_size() -> None:
+    for rule, alike in (("shift", True), ("sigmoid", True), ("flux-shift", False), ("resolution-shift", False)):
         small, large = (
             objective(timesteps=rule).draw_timesteps((50, 16, side, side), torch.Generator().manual_seed(4))
             for side in (32, 128)
@@ -113,6 +114,11 @@ def test_an_empty_range_is_refused() -> None:
         ({"timesteps": "flux-shift"}, {"timestep_sampling": "flux_shift", "discrete_flow_shift": None}),
         ({"timesteps": "logit-normal", "logit_mean": 0.5}, {"timestep_sampling": "sigma", "logit_mean": 0.5}),
         ({"timesteps": "uniform"}, {"timestep_sampling": "uniform", "sigmoid_scale": None, "logit_std": None}),
+        ({"timesteps": "stratified"}, {"timestep_sampling": "stratified", "sigmoid_scale": None}),
+        (
+            {"timesteps": "resolution-shift", "shift": 2.0},
+            {"timestep_sampling": "resolution_shift", "discrete_flow_shift": 2.0},
+        ),
     ],
 )
 def test_files_say_how_timesteps_were_drawn(settings: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, cast
 
@@ -58,6 +59,32 @@ def test_uniform_by_hand() -> None:
     )
     draw = Draw(500, 4, 1, {}, FlowSettings(), torch.Generator().manual_seed(1))
     assert set(cards("timesteps")["uniform"].load()(draw).tolist()) == {0.125, 0.375, 0.625, 0.875}
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32))
+def test_a_stratified_batch_covers_the_range_evenly(count: int, seed: int) -> None:
+    """One in each n-th of the range, all as far apart."""
+    drawn = sorted(shares("stratified", count, seed=seed).tolist())
+    assert [int(share * count + 1e-9) for share in drawn] == list(range(count))
+    assert all(high - low == pytest.approx(1 / count) for low, high in itertools.pairwise(drawn))
+
+
+def test_every_place_of_a_stratified_batch_is_uniform() -> None:
+    batches = torch.stack([shares("stratified", 4, seed=seed) for seed in range(4000)])
+    points = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    for place in range(4):
+        torch.testing.assert_close(batches[:, place].quantile(points), points, rtol=0, atol=0.03)
+
+
+def test_resolution_shift_by_hand() -> None:
+    """A picture of four times the pixels has twice the shift, at the model's own size it is shift itself."""
+    plain = shares("sigmoid")
+    for tokens, factor in ((1024, 0.5), (4096, 1.0), (16384, 2.0)):
+        torch.testing.assert_close(shares("resolution-shift", tokens=tokens, shift=3.0), shifted(plain, 3.0 * factor))
+    assert torch.equal(shares("resolution-shift"), shares("shift"))
+    draw = Draw.of((8, 16, 32, 32), 1000, {}, FlowSettings(), torch.Generator().manual_seed(1), usual_tokens=256)
+    alike = Draw.of((8, 16, 32, 32), 1000, {}, FlowSettings(), torch.Generator().manual_seed(1))
+    assert torch.equal(cards("timesteps")["resolution-shift"].load()(draw), cards("timesteps")["shift"].load()(alike))
 
 
 def test_sigmoid_by_hand() -> None:

@@ -49,6 +49,11 @@ def test_one_in_full() -> None:
     assert entry["type"] == "text" and entry["allowed"] == "one of fp16, bf16, fp32"
 
 
+def test_rules_are_named_where_one_is_chosen() -> None:
+    for entry in explain("objective.loss"):
+        assert entry["allowed"] == "one of huber, l1, l2, smooth-l1"
+
+
 def test_what_is_not_there() -> None:
     with pytest.raises(
         UserError, match=r"'adapter.rnak' is not a setting, section or part\. Did you mean 'adapter.rank'\?"

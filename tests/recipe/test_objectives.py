@@ -71,7 +71,10 @@ def test_an_objective_of_other_models_is_one_problem(prediction: Prediction, nam
 
 @pytest.mark.parametrize(
     ("prediction", "rule", "given", "allowed"),
-    [("flow", "weighting", "min-snr", "none"), ("epsilon", "timesteps", "flux-shift", "uniform"), ("v", "timesteps", "shift", "uniform")],
+    [("flow", "weighting", "min-snr", "learned, none"),
+     ("epsilon", "weighting", "epsilon-like", "debiased, learned, min-snr, none, p2, soft-min-snr"),
+     ("epsilon", "timesteps", "flux-shift", "logit-normal, sigmoid, stratified, uniform"),
+     ("v", "timesteps", "resolution-shift", "logit-normal, sigmoid, stratified, uniform")],
 )  # fmt: skip
 def test_a_rule_of_other_models_is_named(prediction: Prediction, rule: str, given: str, allowed: str) -> None:
     _, wrong = parsed(prediction, **{rule: given})
@@ -85,9 +88,35 @@ def test_every_rule_and_setting_of_the_other_objective_at_once() -> None:
     _, wrong = parsed("flow", weighting="min-snr", min_snr_gamma=3.0, timesteps="uniforn", loss="l3", logit_std=-1)
     assert wrong.keys() == {"objective.min_snr_gamma", "objective.logit_std"}
     assert wrong["objective.min_snr_gamma"].startswith("not a setting of 'flow'.")
-    _, wrong = parsed("flow", weighting="min-snr", timesteps="uniforn", loss="l3")
+    _, wrong = parsed("flow", weighting="min-snr", timesteps="uniforn", loss="l3", huber_schedule="snrr", noise="loud")
     assert wrong.keys() == {f"objective.{rule}" for rule in RULES}
     assert wrong["objective.timesteps"] == "'uniforn' is not known. Did you mean 'uniform'?"
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "why"),
+    [
+        ({"noise": "pyramid", "noise_offset": 0.1}, "noise_offset", "0.1 would do nothing: it is for noise 'offset', and noise is 'pyramid'."),
+        ({"noise": "offset", "pyramid_iterations": 8}, "pyramid_iterations", "8 would do nothing: it is for noise 'pyramid', and noise is 'offset'."),
+        ({"noise_offset": 0.1}, "noise_offset", "0.1 would do nothing: it is for noise 'offset', and noise is 'gaussian'."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_there_is_one_kind_of_noise(prediction: Prediction, given: dict[str, Any], where: str, why: str) -> None:
+    _, wrong = parsed(prediction, **given)
+    tail = f"Choose that, or leave {where} out; there is one noise at a time."
+    assert wrong == {f"objective.{where}": f"{why} {tail}"}
+
+
+def test_zero_terminal_snr_is_for_v_alone() -> None:
+    _, wrong = parsed("epsilon", zero_terminal_snr=True)
+    assert list(wrong) == ["objective.zero_terminal_snr"]
+    assert wrong["objective.zero_terminal_snr"].startswith(
+        "true, but the base model predicts epsilon: at the last timestep "
+    )
+    _, wrong = parsed("flow", zero_terminal_snr=True)
+    assert wrong["objective.zero_terminal_snr"].startswith("not a setting of 'flow'.")
+    assert parsed("v", zero_terminal_snr=True)[1] == {}
 
 
 # ---- whole recipes
@@ -137,12 +166,36 @@ def test_settings_are_those_of_the_models_objective(checked: Any) -> None:
     ("prediction", "objective", "told"),
     [
         ("flow", {"timesteps": "uniform", "sigmoid_scale": 0.5},
-         ["objective.sigmoid_scale = 0.5 does nothing: it is for timesteps 'flux-shift' or 'shift' or 'sigmoid', and timesteps is 'uniform'."]),
+         ["objective.sigmoid_scale = 0.5 does nothing: it is for timesteps 'flux-shift' or 'resolution-shift' or 'shift' or 'sigmoid', and timesteps"]),
         ("flow", {"timesteps": "flux-shift", "shift": 3.0},
-         ["objective.shift = 3.0 does nothing: it is for timesteps 'shift', and timesteps is 'flux-shift'."]),
+         ["objective.shift = 3.0 does nothing: it is for timesteps 'resolution-shift' or 'shift', and timesteps is 'flux-shift'."]),
         ("flow", {"logit_mean": 1.0, "logit_std": 2.0}, ["objective.logit_mean = 1.0 does nothing", "objective.logit_std = 2.0 does nothing"]),
         ("epsilon", {"weighting": "none", "min_snr_gamma": 3.0},
-         ["objective.min_snr_gamma = 3.0 does nothing: it is for weighting 'min-snr', and weighting is 'none'."]),
+         ["objective.min_snr_gamma = 3.0 does nothing: it is for weighting 'min-snr' or 'soft-min-snr', and weighting is 'none'."]),
+        ("v", {"p2_gamma": 0.5, "learned_lr": 0.1},
+         ["objective.learned_lr = 0.1 does nothing: it is for weighting 'learned', and weighting is 'min-snr'.",
+          "objective.p2_gamma = 0.5 does nothing: it is for weighting 'p2', and weighting is 'min-snr'."]),
+        ("flow", {"weighting": "learned", "learned_lr": 0.1}, []),
+        ("v", {"huber_c": 0.2}, ["objective.huber_c = 0.2 does nothing: it is for loss 'huber' or 'smooth-l1', and loss is 'l2'."]),
+        ("flow", {"loss": "l1", "huber_schedule": "constant", "huber_scale": 2.0},
+         ["objective.huber_schedule = constant does nothing: it is for loss 'huber' or 'smooth-l1', and loss is 'l1'.",
+          "objective.huber_scale = 2.0 does nothing: it is for loss 'huber' or 'smooth-l1', and loss is 'l1'."]),
+        ("epsilon", {"loss": "huber", "huber_scale": 2.0},
+         ["objective.huber_scale = 2.0 does nothing: it is for huber_schedule 'constant' or 'exponential', and huber_schedule is 'snr'."]),
+        ("epsilon", {"loss": "smooth-l1", "huber_schedule": "constant", "huber_scale": 2.0, "huber_c": 0.2}, []),
+        ("v", {"input_perturbation_random": True}, ["objective.input_perturbation_random does nothing: input_perturbation is 0."]),
+        ("v", {"zero_terminal_snr": True, "max_timestep": 900, "noise": "offset"},
+         ["objective.zero_terminal_snr is for the last timestep, and max_timestep = 900 leaves it out.",
+          "objective.weighting = min-snr: it hardly counts the last timesteps, ",
+          "objective.noise = offset: zero_terminal_snr mends the same, "]),
+        ("v", {"zero_terminal_snr": True, "weighting": "debiased"}, []),
+        ("v", {"timesteps": "stratified"}, ["objective.timesteps = stratified: a batch of one picture has nothing to spread, "]),
+        ("epsilon", {"logit_mean": 1.0}, ["objective.logit_mean = 1.0 does nothing: it is for timesteps 'logit-normal', and timesteps is 'uniform'."]),
+        ("epsilon", {"timesteps": "sigmoid", "sigmoid_scale": 0.5}, []),
+        ("flow", {"timesteps": "resolution-shift", "shift": 2.0}, []),
+        ("flow", {"noise": "offset"}, ["objective.noise = offset: it mends what flow models do not have, "]),
+        ("flow", {"noise": "pyramid"}, ["objective.noise = pyramid: it mends what flow models do not have, "]),
+        ("epsilon", {"noise": "offset", "noise_offset": 0.1, "noise_offset_random": True, "input_perturbation": 0.1}, []),
         ("flow", {"shift": 3.0, "sigmoid_scale": 0.5}, []),
         ("flow", {"timesteps": "logit-normal", "logit_mean": 1.0}, []),
         ("v", {"min_snr_gamma": 3.0}, []),

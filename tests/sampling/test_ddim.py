@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lorabake.base.errors import UserError
+from lorabake.families.networks.noise import betas_of
 from lorabake.sampling.ddim import Leg, ddim, euler, step, timesteps
 
 SPACINGS = ("leading", "trailing", "linspace")
@@ -91,6 +92,29 @@ def test_euler_trajectory_is_diffusers(spacing: str, prediction: Any, steps: int
         theirs_x = theirs.step(denoiser(scaled, float(t)), t, theirs_x).prev_sample  # type: ignore[union-attr]
         ours_x = step(denoiser(ours_x, leg.timestep), ours_x, leg, prediction)
     torch.testing.assert_close(ours_x, theirs_x, rtol=3e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_with_zero_terminal_snr_it_is_diffusers(name: str, steps: int) -> None:
+    """The first step starts where there is no signal at all, and divides by none."""
+    import diffusers
+
+    sampler = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    more = {"clip_sample": False} if name == "DDIMScheduler" else {}
+    theirs = getattr(diffusers, name)(**SD, **sampler, **more)
+    theirs.set_timesteps(steps)
+    betas_T = betas_of({**SD, **sampler, "num_train_timesteps": 1000})
+    ours = (ddim if name == "DDIMScheduler" else euler)(betas_T, sampler, steps)
+    assert ours.legs[0].timestep == 999 and ours.legs[0].alpha_bar < 1e-7
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    ours_x, theirs_x = noise * ours.noise_scale, noise * theirs.init_noise_sigma
+    for leg, t in zip(ours.legs, theirs.timesteps[:steps], strict=True):
+        scaled = theirs.scale_model_input(theirs_x, t)
+        theirs_x = theirs.step(denoiser(scaled, float(t)), t, theirs_x).prev_sample
+        ours_x = step(denoiser(ours_x, leg.timestep), ours_x, leg, "v")
+    torch.testing.assert_close(ours_x, theirs_x, rtol=1e-3, atol=1e-3)  # their σ of 4096 leaves float32 few digits
+    assert bool(torch.isfinite(ours_x).all())
 
 
 def test_what_settings_leave_out_is_the_schedulers_default() -> None:

@@ -25,6 +25,7 @@ from lorabake.protocols.family import Framing, Model
 from lorabake.recipe import check_values
 from lorabake.sampling.infotext import save_png
 from lorabake.train.bake import prepare
+from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, CudaGraphs, Recorder, Step, draws_on_cpu
 from lorabake.train.loop import Bake, loss_of, optimizer_step, run_loop
 from lorabake.train.text import TextSource
@@ -61,7 +62,7 @@ def again(step: Step) -> Step:
 
 
 def capturing(baked: Bake, record: Recorder = again, **options: Any) -> Bake:
-    of_inputs = partial(loss_of, baked.model, baked.objective)
+    of_inputs = partial(loss_of, baked.model, baked.objective, noted_2B=baked.noted_2B)
     return replace(baked, captured=Captured(of_inputs, baked.groups, CPU, record, around=baked.graft.ahead, **options))
 
 
@@ -332,13 +333,30 @@ def test_a_loss_and_its_gradient_never_leave_the_device(
     model.checkpoint_gradients(trained)
     groups = [FlatGroup(part, parameters) for part, parameters in grafted.parameters().items()]
     objective = find("objective", "flow" if facts.prediction == "flow" else "diffusion")
-    losses = partial(loss_of, model, objective.load()(objective.settings(), model))
+    noted_2B = torch.zeros(2, 4, device="meta")
+    losses = partial(loss_of, model, objective.load()(objective.settings(), model), noted_2B=noted_2B)
     inputs = meta_inputs(model, trained)
     with Lists() as lists, Traffic() as traffic:
         loss = losses(inputs)
         loss.backward()
     assert lists.seen + traffic.seen == []
     assert loss.shape == () and all(group.gradient.is_meta for group in groups)
+
+
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_what_objectives_offer_never_leaves_the_device(models: dict[str, Path], family: str) -> None:
+    facts = inspect_model(models[family])
+    model = load_model(facts, dtype=torch.float32, device="meta")
+    card = find("objective", "flow" if facts.prediction == "flow" else "diffusion")
+    settings = card.settings.model_validate({"weighting": "learned", "loss": "huber", "huber_schedule": "exponential"})
+    objective = card.load()(settings, model)
+    beside = Beside.of(objective)
+    assert beside is not None
+    inputs = meta_inputs(model, trained=False)
+    inputs["mixed_BCHW"] = torch.zeros_like(inputs["noise_BCHW"])
+    with Lists() as lists, Traffic() as traffic:
+        loss_of(model, objective, inputs).backward()
+    assert lists.seen + traffic.seen == [] and beside.group.gradient.is_meta
 
 
 def meta_inputs(model: Model, trained: bool) -> dict[str, Tensor]:
@@ -350,6 +368,7 @@ def meta_inputs(model: Model, trained: bool) -> dict[str, Tensor]:
         "latents_BCHW": torch.zeros(2, channels, 16, 16),
         "noise_BCHW": torch.zeros(2, channels, 16, 16),
         "timesteps_B": torch.zeros(2, dtype=torch.int64 if whole else torch.float32),
+        "mask_B1HW": torch.ones(2, 1, 16, 16),
         **told,
         **model.frame([framing, framing]),
     }

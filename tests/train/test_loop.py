@@ -13,7 +13,7 @@ from lorabake.base.events import Events
 from lorabake.dataset.order import epoch_batches
 from lorabake.optimizers.schedules import factor
 from lorabake.recipe import check_values
-from lorabake.train.bake import prepare, steps_per_epoch
+from lorabake.train.bake import prepare
 from lorabake.train.loop import Bake, batch_loss, optimizer_step, run_loop
 
 
@@ -110,7 +110,7 @@ def test_steps_of_an_epoch(dataset: Path, batch_size: int, accumulation: int, ex
             "train": {"batch_size": batch_size, "gradient_accumulation": accumulation, "device": "cpu"},
         }
     )
-    assert steps_per_epoch(checked) == expected
+    assert checked.steps_per_epoch == expected
 
 
 def test_every_picture_is_seen_once_an_epoch_and_a_resumed_epoch_takes_the_rest(

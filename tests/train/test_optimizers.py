@@ -144,5 +144,5 @@ def test_the_file_tells_the_optimizer_and_the_schedule(dataset: Path, tmp_path: 
 
 
 def test_a_warm_up_that_never_ends_is_refused(dataset: Path) -> None:
-    with pytest.raises(UserError, match=r"schedule\.warmup is 6 steps, and the whole run has 6"):
+    with pytest.raises(UserError, match=r"schedule\.warmup +6 steps, and the whole run has 6"):
         bake(dataset, {"name": "adamw"}, schedule={"warmup": "6 steps"})

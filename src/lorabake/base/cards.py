@@ -31,6 +31,8 @@ ROOMS = {
     "weighting": "lorabake.objectives",
     "timesteps": "lorabake.objectives",
     "loss": "lorabake.objectives",
+    "huber_schedule": "lorabake.objectives",
+    "noise": "lorabake.objectives",
     "optimizer": "lorabake.optimizers",
     "schedule": "lorabake.optimizers",
 }

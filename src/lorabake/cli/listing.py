@@ -1,4 +1,4 @@
-"""List parts: families, adapters, objectives, weightings, timesteps, losses, optimizers, schedules."""
+"""List parts: families, adapters, objectives and their rules (losses, weightings, timesteps …), optimizers, schedules."""
 
 from __future__ import annotations
 

@@ -38,16 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     """0 when all is well; problems raise."""
     from lorabake.cli.arguments import checked_recipe
     from lorabake.cli.terminal import show_json
-    from lorabake.dataset.order import batches_per_epoch
 
     checked = checked_recipe(arguments)
     recipe, dataset = checked.recipe, checked.dataset
-    batches = batches_per_epoch(
-        [place.bucket_wh for place in checked.placements], [s.repeats for s in dataset.samples], recipe.train.batch_size
-    )
-    per_epoch = -(-batches // recipe.train.gradient_accumulation)
-    steps = recipe.train.length.steps(per_epoch)
-    seen = round(dataset.entries * steps / per_epoch)
+    per_epoch, steps = checked.steps_per_epoch, checked.total_steps
+    seen = round(checked.entries * steps / per_epoch)
     captions = sorted(checked.captions, key=lambda caption: -caption.tokens)
     shown = captions[: arguments.captions]
     if arguments.json:

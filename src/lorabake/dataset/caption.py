@@ -7,7 +7,9 @@ shuffled into the middle.
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 
 from pydantic import Field, model_validator
 
@@ -94,6 +96,33 @@ def full_caption(text: str, config: CaptionConfig) -> str:
         return text
     front, flexible, back = _split(text, config)
     return _joiner(config).join([*front, *flexible, *back])
+
+
+def without_additions(config: CaptionConfig) -> CaptionConfig:
+    """The same without prefix and suffix, which often hold what is being learnt: for pictures of something else."""
+    return config.model_copy(update={"prefix": "", "suffix": ""})
+
+
+def replaced(text: str, words: str, by: str = "") -> str:
+    """``text`` with every occurrence of each of ``words`` (several are parted by commas) gone, or ``by`` in its place.
+
+    Upper and lower case are alike, and so are blanks, "_" and "-" inside of words; parts of other words stay. Commas and blanks that are
+    left without anything between them go too. A text that holds none of the words stays as it is.
+    """
+    pattern = _words(words)
+    if not pattern.search(text):
+        return text
+    tags = [" ".join(pattern.sub(by, tag).split()) for tag in text.split(",")]
+    return ", ".join(tag for tag in tags if tag)
+
+
+@functools.lru_cache(maxsize=64)
+def _words(words: str) -> re.Pattern[str]:
+    each = [
+        r"[\s_-]+".join(map(re.escape, re.split(r"[\s_-]+", word.strip()))) for word in words.split(",") if word.strip()
+    ]
+    longest_first = sorted(each, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(longest_first) or '(?!)'})(?!\w)", re.IGNORECASE)
 
 
 def is_static(config: CaptionConfig) -> bool:

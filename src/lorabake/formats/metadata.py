@@ -169,6 +169,10 @@ class TrainingFacts:
     huber_schedule: str | None = None
     huber_scale: Number | None = None
     huber_c: Number | None = None
+    weighting_scheme: str | None = None
+    """How much timesteps count, in ways that have no field of their own; left out without one, and so are the numbers of ``p2``."""
+    p2_gamma: Number | None = None
+    p2_k: Number | None = None
 
     # Flow models alone
     timestep_sampling: str | None = None
@@ -209,6 +213,9 @@ _LEFT_OUT_WHEN_EMPTY = {
     "network_args",
     "lr_scheduler_args",
     "ema_decay",
+    "weighting_scheme",
+    "p2_gamma",
+    "p2_k",
 }
 _FILES = {"output_name", "sd_model_name", "vae_name"}
 _BY_FOLDER = {"dataset_dirs", "reg_dataset_dirs", "tag_frequency"}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lorabake.base.cards import find
 from lorabake.base.lazy import lazy_module
+from lorabake.objectives._ruled import Ruled, per_sample
 from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.objectives.timesteps import Draw
 from lorabake.protocols.family import Prediction
@@ -29,14 +29,43 @@ class DiffusionSettings(ObjectiveSettings):
     weighting: str = "min-snr"
     """How much each timestep counts. min-snr is steadier for ε and v models; none is the plain loss. See `lorabake list weightings`."""
     min_snr_gamma: float = Field(default=5.0, gt=0, le=100)
-    """γ of min-snr: timesteps with a signal-to-noise ratio above it are damped. 5 is usual, 1 to 20 safe."""
+    """γ of min-snr and soft-min-snr: timesteps with a signal-to-noise ratio above it are damped. 5 is usual, 1 to 20 safe."""
+    p2_gamma: float = Field(default=1.0, gt=0, le=4)
+    """γ of p2: how steeply clean timesteps are damped. 0.5 and 1 are usual, up to 2 safe."""
+    p2_k: float = Field(default=1.0, gt=0, le=100)
+    """k of p2: the signal-to-noise ratio where damping begins. Above 1 all weights are smaller, below 1 the noisy ones larger. 1 is usual."""
+
+    zero_terminal_snr: bool = False
+    """Stretch the noise schedule until its last timestep is noise alone, for very dark and very bright pictures (arXiv 2305.08891). Only for v
+    models. Pictures must be drawn on the same schedule, with trailing timesteps, as the run's samples are."""
+
+    def schedule(self) -> Mapping[str, Any]:
+        """Lin et al. 2023, arXiv 2305.08891: rescaled betas (algorithm 1), and timesteps that begin at the last one (table 2)."""
+        return {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.zero_terminal_snr else {}
+
+    def unfit(self, prediction: Prediction) -> Iterator[tuple[str, str]]:
+        """Noise cannot be told from noise."""
+        if self.zero_terminal_snr and prediction == "epsilon":
+            why = (
+                "true, but the base model predicts epsilon: at the last timestep it would be asked for the very noise it sees, which says "
+                "nothing of the picture. It is for models that predict v. Leave it out; for others there is noise = 'offset'."
+            )
+            yield "zero_terminal_snr", why
+
+    def doubts(self) -> Iterator[str]:
+        """Those of every objective, and timesteps that are mended and left out."""
+        yield from super().doubts()
+        if self.zero_terminal_snr and self.max_timestep < 1000:
+            yield f"zero_terminal_snr is for the last timestep, and max_timestep = {self.max_timestep} leaves it out."
 
     def metadata(self) -> dict[str, Any]:
-        """γ where it is used, and the loss."""
-        return super().metadata() | {"min_snr_gamma": self.min_snr_gamma if self.weighting == "min-snr" else None}
+        """The loss and its weights, and the schedule."""
+        used = {name: self.used(name) for name in ("min_snr_gamma", "p2_gamma", "p2_k")}
+        own = {"debiased_estimation": self.weighting == "debiased", "zero_terminal_snr": self.zero_terminal_snr}
+        return {**super().metadata(), **used, **own}
 
 
-class Diffusion:
+class Diffusion(Ruled):
     """The objective of ε- and v-predicting models; see :class:`lorabake.protocols.objective.Objective`.
 
     Args:
@@ -55,10 +84,8 @@ class Diffusion:
         device: torch.device,
         sampler: Mapping[str, Any] | None = None,
     ) -> None:
+        super().__init__(settings, device)
         self.settings, self.predicts_v, self._sampler = settings, prediction == "v", sampler or {}
-        self._loss = find("loss", settings.loss).load()
-        self._weigh = find("weighting", settings.weighting).load()
-        self._draw = find("timesteps", settings.timesteps).load()
         alphas_cumprod_T = (1 - betas_T.double()).cumprod(0)
         snr_T = alphas_cumprod_T / (1 - alphas_cumprod_T)
         self.signal_T = alphas_cumprod_T.sqrt().float().to(device)
@@ -75,7 +102,7 @@ class Diffusion:
     def corrupt(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """x_t = √ᾱ_t x + √(1 − ᾱ_t) ε."""
         return (
-            _per_sample(self.signal_T[timesteps_B]) * latents_BCHW + _per_sample(self.noise_T[timesteps_B]) * noise_BCHW
+            per_sample(self.signal_T[timesteps_B]) * latents_BCHW + per_sample(self.noise_T[timesteps_B]) * noise_BCHW
         )
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
@@ -83,26 +110,23 @@ class Diffusion:
         if not self.predicts_v:
             return noise_BCHW
         return (
-            _per_sample(self.signal_T[timesteps_B]) * noise_BCHW - _per_sample(self.noise_T[timesteps_B]) * latents_BCHW
+            per_sample(self.signal_T[timesteps_B]) * noise_BCHW - per_sample(self.noise_T[timesteps_B]) * latents_BCHW
         )
 
-    def error(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """How wrong every value is, ``error_BCHW``, in float32."""
-        return self._loss(prediction_BCHW.float(), target_BCHW.float())
+    def levels(self, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
+        """t / T, and √(1 − ᾱ_t) / (√ᾱ_t + √(1 − ᾱ_t))."""
+        signal_B, noise_B = self.signal_T[timesteps_B], self.noise_T[timesteps_B]
+        return timesteps_B / len(self.signal_T), noise_B / (signal_B + noise_B)
 
-    def weigh(self, error_B: Tensor, timesteps_B: Tensor) -> Tensor:
-        """``loss_B`` of samples whose mean error is given."""
-        return error_B * self.weight_T[timesteps_B]
+    def weights(self, timesteps_B: Tensor) -> Tensor:
+        """``weight_B`` by the weighting rule alone."""
+        return self.weight_T[timesteps_B]
 
 
 def diffusion_for(settings: DiffusionSettings, model: Model) -> Diffusion:
     """The objective on a model's own schedule and prediction type."""
     assert model.betas_T is not None, "recipes are checked: an objective's card says which predictions it serves"
     return Diffusion(settings, model.betas_T, model.facts.prediction, model.device, model.sampler)
-
-
-def _per_sample(values_B: Tensor) -> Tensor:
-    return values_B[:, None, None, None]
 
 
 CARD = ObjectiveCard(

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lorabake.base.cards import find
+from lorabake.objectives._ruled import Ruled, per_sample
 from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.objectives.timesteps import Draw
 from lorabake.protocols.objective import ObjectiveCard
 
 if TYPE_CHECKING:
+    import torch
     from torch import Generator, Tensor
 
     from lorabake.protocols.family import Model
@@ -33,75 +34,70 @@ class FlowSettings(ObjectiveSettings):
     """
 
     timesteps: str = "shift"
-    """How timesteps are drawn. flux-shift suits pictures of many sizes. See `lorabake list timesteps`."""
-    sigmoid_scale: float = Field(default=1.0, gt=0, le=10)
-    """Width of sigmoid, shift and flux-shift: smaller is more in the middle. 1 is usual, 0.5 to 1.5 safe."""
+    """How timesteps are drawn. flux-shift and resolution-shift suit pictures of many sizes. See `lorabake list timesteps`."""
     shift: float | None = Field(default=None, gt=0, le=100)
-    """How far the rule shift moves timesteps towards noise; 1 is not at all. Default: that of the model's own schedule, or 3 where its files
+    """How far shift and resolution-shift move timesteps towards noise; 1 is not at all. Default: that of the model's own schedule, or 3 where its files
     do not say it; the run's recipe holds the value. 1 to 6 is usual."""
-    logit_mean: float = Field(default=0.0, ge=-10, le=10)
-    """Mean of logit-normal: above 0 is more noise. -1 to 1 is usual."""
-    logit_std: float = Field(default=1.0, gt=0, le=10)
-    """Width of logit-normal. 1 is usual."""
 
     def metadata(self) -> dict[str, Any]:
         """The loss, and how timesteps are drawn, in other trainers' words."""
-        normal = self.timesteps == "logit-normal"
-        return {
-            **super().metadata(),
-            "timestep_sampling": {"flux-shift": "flux_shift", "logit-normal": "sigma"}.get(
-                self.timesteps, self.timesteps
-            ),
-            "sigmoid_scale": None if normal or self.timesteps == "uniform" else self.sigmoid_scale,
-            "discrete_flow_shift": self.shift if self.timesteps == "shift" else None,
-            "logit_mean": self.logit_mean if normal else None,
-            "logit_std": self.logit_std if normal else None,
-            "model_prediction_type": "raw",
-        }
+        names = {"uniform": "uniform", "logit-normal": "sigma"}
+        known = {"timestep_sampling": names[self.timesteps]} if self.timesteps in names else {}
+        own = {"discrete_flow_shift": self.used("shift"), "model_prediction_type": "raw"}
+        return {**super().metadata(), **known, **own}
 
 
-class Flow:
+class Flow(Ruled):
     """The objective of flow models; see :class:`lorabake.protocols.objective.Objective`.
 
     Args:
         settings: loss, weighting and timestep rule.
         sampler: the model's scheduler settings; its shifts are read.
+        device: of the losses.
+        usual_tokens: patches of 2 × 2 latent cells in a picture of the model's own size.
     """
 
-    def __init__(self, settings: FlowSettings, sampler: Mapping[str, Any]) -> None:
-        self.settings, self._sampler = settings, sampler
-        self._loss = find("loss", settings.loss).load()
-        self._weigh = find("weighting", settings.weighting).load()
-        self._draw = find("timesteps", settings.timesteps).load()
+    def __init__(
+        self,
+        settings: FlowSettings,
+        sampler: Mapping[str, Any],
+        device: torch.device | str = "cpu",
+        usual_tokens: int = 4096,
+    ) -> None:
+        super().__init__(settings, device)
+        self.settings, self._sampler, self._usual_tokens = settings, sampler, usual_tokens
 
     def draw_timesteps(self, shape_BCHW: Sequence[int], generator: Generator) -> Tensor:
         """``timesteps_B``, float32 on the CPU, from ``min_timestep`` to ``max_timestep``."""
         low, high = self.settings.min_timestep, self.settings.max_timestep
-        shares_B = self._draw(Draw.of(shape_BCHW, _LEVELS, self._sampler, self.settings, generator))
+        draw = Draw.of(shape_BCHW, _LEVELS, self._sampler, self.settings, generator, self._usual_tokens)
+        shares_B = self._draw(draw)
         return (low + (high - low) * shares_B).float()
 
     def corrupt(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """x_s = (1 − s) x + s ε."""
-        s_B111 = _shares(timesteps_B)[:, None, None, None]
+        s_B111 = per_sample(_shares(timesteps_B))
         return (1 - s_B111) * latents_BCHW + s_B111 * noise_BCHW
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
         """ε − x, the same all along the way."""
         return noise_BCHW - latents_BCHW
 
-    def error(self, prediction_BCHW: Tensor, target_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """How wrong every value is, ``error_BCHW``, in float32."""
-        return self._loss(prediction_BCHW.float(), target_BCHW.float())
-
-    def weigh(self, error_B: Tensor, timesteps_B: Tensor) -> Tensor:
-        """``loss_B`` of samples whose mean error is given."""
+    def levels(self, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
+        """s, which is both: σ / (1 + σ) with σ = s / (1 − s)."""
         s_B = _shares(timesteps_B)
-        return error_B * self._weigh(((1 - s_B) / s_B).square(), "flow", self.settings)
+        return s_B, s_B
+
+    def weights(self, timesteps_B: Tensor) -> Tensor:
+        """``weight_B`` by the weighting rule alone."""
+        s_B = _shares(timesteps_B)
+        return self._weigh(((1 - s_B) / s_B).square(), "flow", self.settings)
 
 
 def flow_for(settings: FlowSettings, model: Model) -> Flow:
-    """The objective with a model's own shift."""
-    return Flow(settings, model.sampler)
+    """The objective with a model's own shift and size."""
+    side = model.facts.resolution // model.facts.latent_scale // 2
+    return Flow(settings, model.sampler, model.device, side * side)
 
 
 def _shares(timesteps_B: Tensor) -> Tensor:

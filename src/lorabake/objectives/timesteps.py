@@ -40,19 +40,36 @@ class Draw:
     settings: Any
     """The objective's; a rule's card names those it reads."""
     generator: Generator
+    usual_tokens: int = 4096
+    """Patches in a picture of the size that the model was trained on."""
 
     @classmethod
     def of(
-        cls, shape_BCHW: Sequence[int], levels: int, sampler: Mapping[str, Any], settings: Any, generator: Generator
+        cls,
+        shape_BCHW: Sequence[int],
+        levels: int,
+        sampler: Mapping[str, Any],
+        settings: Any,
+        generator: Generator,
+        usual_tokens: int = 4096,
     ) -> Draw:
         """For latents of a shape."""
         count, _, height, width = shape_BCHW
-        return cls(count, levels, (height // 2) * (width // 2), sampler, settings, generator)
+        return cls(count, levels, (height // 2) * (width // 2), sampler, settings, generator, usual_tokens)
 
 
 def uniform(draw: Draw) -> Tensor:
     """Every timestep is as likely as any other. Shares are middles of ``draw.levels`` equal steps: never 0 or 1."""
     return (torch.randint(0, draw.levels, (draw.count,), generator=draw.generator).double() + 0.5) / draw.levels
+
+
+def stratified(draw: Draw) -> Tensor:
+    """As likely as any other, and a batch's evenly apart: (u + i / n) mod 1, with one number u for the batch.
+
+    Kingma et al. 2021, "Variational Diffusion Models", arXiv 2107.00630, appendix on low-discrepancy sampling: the loss of a batch varies less.
+    """
+    start = torch.rand((), generator=draw.generator, dtype=torch.float64)
+    return (start + torch.arange(draw.count, dtype=torch.float64) / draw.count) % 1
 
 
 def sigmoid(draw: Draw) -> Tensor:
@@ -67,7 +84,15 @@ def logit_normal(draw: Draw) -> Tensor:
 
 def shift(draw: Draw) -> Tensor:
     """``sigmoid`` moved towards noise by ``shift``, or by the model's own shift."""
-    return shifted(sigmoid(draw), draw.settings.shift or float(draw.sampler.get("shift", SHIFT)))
+    return shifted(sigmoid(draw), _shift(draw))
+
+
+def resolution_shift(draw: Draw) -> Tensor:
+    """As ``shift``, which is then for pictures of the model's own size, times the root of how many more pixels there are.
+
+    Esser et al. 2024, arXiv 2403.03206, equation 23: α = √(m / n).
+    """
+    return shifted(sigmoid(draw), _shift(draw) * math.sqrt(draw.tokens / draw.usual_tokens))
 
 
 def flux_shift(draw: Draw) -> Tensor:
@@ -93,27 +118,37 @@ def size_shift(tokens: int, sampler: Mapping[str, Any]) -> float:
     return math.exp(base + (most - base) * (tokens - low) / (high - low))
 
 
+def _shift(draw: Draw) -> float:
+    """The shift that is set, or the model's own."""
+    return draw.settings.shift or float(draw.sampler.get("shift", SHIFT))
+
+
 def _normal(draw: Draw) -> Tensor:
     return torch.randn(draw.count, generator=draw.generator, dtype=torch.float64)
 
 
+_HERE = "lorabake.objectives.timesteps"
 CARDS = (
+    RuleCard("timesteps", "uniform", "Every timestep is as likely as any other.", f"{_HERE}:uniform"),
     RuleCard(
-        "timesteps", "uniform", "Every timestep is as likely as any other.", "lorabake.objectives.timesteps:uniform"
+        "timesteps",
+        "stratified",
+        "As uniform, spread evenly over each batch, which makes steps more alike.",
+        f"{_HERE}:stratified",
+        alone="a batch of one picture has nothing to spread, and it is as uniform. Give train.batch_size 2 or more.",
     ),
     RuleCard(
         "timesteps",
         "sigmoid",
         "Mostly the middle timesteps, fewer towards picture and noise.",
-        "lorabake.objectives.timesteps:sigmoid",
-        predictions=("flow",),
+        f"{_HERE}:sigmoid",
         reads=("sigmoid_scale",),
     ),
     RuleCard(
         "timesteps",
         "shift",
         "As sigmoid, moved towards noise, where large pictures get their composition.",
-        "lorabake.objectives.timesteps:shift",
+        f"{_HERE}:shift",
         predictions=("flow",),
         reads=("sigmoid_scale", "shift"),
     ),
@@ -121,16 +156,23 @@ CARDS = (
         "timesteps",
         "flux-shift",
         "As shift, with more shift for larger pictures, as Flux draws them.",
-        "lorabake.objectives.timesteps:flux_shift",
+        f"{_HERE}:flux_shift",
         predictions=("flow",),
         reads=("sigmoid_scale",),
     ),
     RuleCard(
         "timesteps",
+        "resolution-shift",
+        "As shift, with more of it for larger pictures than the model's own size, less for smaller; for SD3.",
+        f"{_HERE}:resolution_shift",
+        predictions=("flow",),
+        reads=("sigmoid_scale", "shift"),
+    ),
+    RuleCard(
+        "timesteps",
         "logit-normal",
         "As sigmoid, with a mean and a width of its own.",
-        "lorabake.objectives.timesteps:logit_normal",
-        predictions=("flow",),
+        f"{_HERE}:logit_normal",
         reads=("logit_mean", "logit_std"),
     ),
 )

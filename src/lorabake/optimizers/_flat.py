@@ -24,13 +24,12 @@ class FlatGroup:
         self.values = nn.Parameter(torch.empty(total, dtype=torch.float32, device=first.device))
         self.values.grad = torch.zeros_like(self.values)
         self._spans: dict[str, tuple[int, int]] = {}
-        self._shapes = {key: tuple(parameter.shape) for key, parameter in parameters.items()}
+        self._parameters = tuple(parameters.values())
         start = 0
         for key, parameter in parameters.items():
             end = start + parameter.numel()
-            self.values.data[start:end].copy_(parameter.detach().reshape(-1))
-            parameter.data = self.values.data[start:end].view(parameter.shape)
-            parameter.grad = self.values.grad[start:end].view(parameter.shape)
+            parameter.data = _shaped(self.values.data[start:end], parameter).copy_(parameter.detach())
+            parameter.grad = _shaped(self.values.grad[start:end], parameter)
             self._spans[key] = (start, end)
             start = end
 
@@ -39,14 +38,15 @@ class FlatGroup:
         if sight == "flat":
             return [self.values]
         found = []
-        for key, (start, end) in self._spans.items():
-            shape = self._shapes[key]
+        for parameter in self._parameters:
+            assert parameter.grad is not None
+            shape = tuple(parameter.shape)
             if len(shape) > 2:
                 shape = (shape[0], -1)
             elif len(shape) < 2 and sight == "matrices":
                 shape = (1, -1)
-            view = nn.Parameter(self.values.data[start:end].view(shape))
-            view.grad = self.gradient[start:end].view(shape)
+            view = nn.Parameter(parameter.detach().view(shape))
+            view.grad = parameter.grad.view(shape)
             found.append(view)
         return found
 
@@ -66,6 +66,12 @@ class FlatGroup:
         return [key for key, (start, end) in self._spans.items() if not bool(finite[start:end].all())]
 
 
+def _shaped(part: Tensor, like: Tensor) -> Tensor:
+    """A parameter's part of a buffer, in its shape; column by column where it lies in memory like that."""
+    columns = like.dim() >= 2 and not like.is_contiguous() and like.transpose(0, 1).is_contiguous()
+    return part.view(like.transpose(0, 1).shape).transpose(0, 1) if columns else part.view(like.shape)
+
+
 def clip_gradients(groups: list[FlatGroup], max_norm: float) -> Tensor:
     """Scale all gradients so that their joint L2 norm is at most ``max_norm`` (0 = never); returns the norm before, 0-d.
 
@@ -74,6 +80,8 @@ def clip_gradients(groups: list[FlatGroup], max_norm: float) -> Tensor:
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(group.gradient) for group in groups]))
     if max_norm > 0:
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        if norm.device.type == "cpu" and factor == 1:  # asking a GPU would mean to wait for it
+            return norm
         for group in groups:
             group.gradient.mul_(factor)
     return norm

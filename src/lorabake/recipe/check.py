@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -9,20 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.dataset.buckets import Placement, bucket_problems, place
+from lorabake.dataset.buckets import Placement, bucket_problems
 from lorabake.dataset.buckets import idle_settings as idle_buckets
 from lorabake.dataset.caption import CaptionConfig
 from lorabake.dataset.caption import idle_settings as idle_captions
-from lorabake.dataset.folder import Dataset, open_dataset
+from lorabake.dataset.folder import Dataset, Sample, open_dataset
+from lorabake.dataset.masks import Mask, MaskConfig, Masks, read_masks
+from lorabake.dataset.masks import idle_settings as idle_masks
+from lorabake.dataset.order import batches_per_epoch
 from lorabake.families import caption_readers, family_card, inspect_model
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
-from lorabake.recipe.objectives import idle_settings as idle_rules
-from lorabake.recipe.optimizers import optimizer_problems, optimizer_warnings
+from lorabake.recipe.objectives import objective_warnings
+from lorabake.recipe.optimizers import optimizer_problems, optimizer_warnings, schedule_problems
+from lorabake.recipe.pictures import (
+    Pictures,
+    Regularisation,
+    open_beside,
+    open_regularisation,
+    pictures,
+    placed,
+    regularisation_notes,
+)
+from lorabake.recipe.pictures import idle_settings as idle_pictures
+from lorabake.recipe.preservation import preservation_notes, preservation_problems, with_trigger
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
-from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings
+from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings, ValidationSettings
 from lorabake.recipe.seen import SeenCaption, see_captions, token_warnings
+from lorabake.recipe.validation import split, validation_notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +55,39 @@ class Checked:
     """What is allowed and probably not meant."""
     captions: tuple[SeenCaption, ...]
     """What the text encoders see of each of the dataset's samples; empty where the family does not say."""
+    masks: tuple[Mask | None, ...] = ()
+    """The mask of each of the dataset's samples as it is in its bucket; None counts whole. Empty where masks are not asked for."""
+    regularisation: Regularisation | None = None
+    held_out: Pictures | None = None
+    """Pictures that are asked about and never trained on; they are none of the dataset's samples any more."""
+
+    @property
+    def pictures(self) -> tuple[Pictures, ...]:
+        """All that is trained on, by folder: the dataset, then the regularisation folders."""
+        own = Pictures(self.dataset.path, self.dataset.samples, self.placements, self.masks)
+        return (own, *(self.regularisation.folders if self.regularisation else ()))
+
+    @property
+    def entries(self) -> int:
+        """Pictures per epoch, repeats and regularisation pictures included."""
+        return self.dataset.entries + (self.regularisation.turns.entries if self.regularisation else 0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
+        buckets = [placement.bucket_wh for placement in self.placements]
+        repeats = [sample.repeats for sample in self.dataset.samples]
+        if self.regularisation:
+            turns = self.regularisation.turns
+            buckets += turns.buckets
+            repeats += turns.of_epoch(0)  # every epoch has as many of each bucket
+        batches = batches_per_epoch(buckets, repeats, self.recipe.train.batch_size)
+        return math.ceil(batches / self.recipe.train.gradient_accumulation)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.recipe.train.length.steps(self.steps_per_epoch)
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
@@ -65,14 +115,34 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
         del raw["objective"]  # nobody can tell whose settings these are
     values = parse_sections(raw, problems, facts.prediction if facts else None)
     problems.extend(about_model)
-    dataset = _dataset(values, problems)
+    dataset, kept_back = _split(values, _dataset(values, problems), problems)
     placements = _placements(values, facts, dataset, problems)
+    masks = _masks(values, facts, dataset, placements, problems)
+    notes = list(masks.notes)
+    regularisation = _regularisation(values, facts, dataset, problems, notes)
+    held_out = _held_out(values, facts, dataset, kept_back, problems)
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts, captions))
+    problems.extend(_preservation(values, dataset))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
-    return Checked(recipe, facts, dataset, placements, _warnings(recipe, facts, dataset, captions), captions)
+    warnings = (*_warnings(recipe, facts, dataset, captions), *notes)
+    checked = Checked(
+        recipe, facts, dataset, placements, warnings, captions, masks.of_samples, regularisation, held_out
+    )
+    if too_long := list(schedule_problems(recipe, checked.total_steps)):
+        raise Problems(subject, too_long, "`lorabake explain schedule` lists what it accepts.")
+    return dataclasses.replace(checked, warnings=(*warnings, *_stated(checked)))
+
+
+def _stated(checked: Checked) -> Iterator[str]:
+    """What follows from everything together, and is to be known before the run."""
+    yield from preservation_notes(checked.recipe.preservation, checked.recipe.data, checked.dataset.samples)
+    if checked.regularisation:
+        epochs = math.ceil(checked.total_steps / checked.steps_per_epoch)
+        yield from regularisation_notes(checked.regularisation, checked.dataset.entries, epochs)
+    yield from validation_notes(checked.recipe.validation, checked.held_out, len(checked.dataset))
 
 
 def _contradictions(
@@ -107,6 +177,12 @@ def _contradictions(
         yield Problem("train.max_weight_norm", what)
     if train is not None and len(set(train.ema)) < len(train.ema):
         yield Problem("train.ema", f"{list(train.ema)}: one of them is there twice. Each makes a file of its own.")
+
+
+def _preservation(values: Mapping[str, Any], dataset: Dataset | None) -> Iterator[Problem]:
+    if {"preservation", "data", "output"} <= values.keys():
+        settings = with_trigger(values["preservation"], values["output"].trigger)
+        yield from preservation_problems(settings, values["data"], dataset.samples if dataset else ())
 
 
 def _facts(model: ModelSettings | None, problems: list[Problem]) -> ModelFacts | None:
@@ -183,13 +259,81 @@ def _placements(
     problems.extend(found)
     if found or dataset is None:
         return ()
-    placements = []
-    for sample in dataset.samples:
-        try:
-            placements.append(place((sample.width, sample.height), buckets))
-        except UserError as error:
-            problems.append(Problem(sample.name, str(error)))
-    return tuple(placements)
+    return placed(dataset.samples, buckets, problems)
+
+
+def _masks(
+    values: Mapping[str, Any],
+    facts: ModelFacts | None,
+    dataset: Dataset | None,
+    placements: Sequence[Placement],
+    problems: list[Problem],
+) -> Masks:
+    """The pictures' masks; empty where anything that they depend on is not right yet."""
+    if facts is None or dataset is None or len(placements) != len(dataset):
+        return Masks(())
+    config: MaskConfig = values["data"].masks
+    found = read_masks(dataset.samples, placements, config, facts.latent_scale)
+    problems.extend(found.problems)
+    if config.source != "none" and not found.problems and not any(mask is not None for mask in found.of_samples):
+        wanted = {
+            "files": "Put a mask 001.png for the picture 001.png into a folder masks, or 001-masklabel.png beside it",
+            "alpha": "Use pictures with transparency",
+        }
+        why = " ".join(found.notes) or f"none of the {len(dataset)} pictures has a mask."
+        problems.append(
+            Problem("data.masks.source", f"'{config.source}': {why} {wanted[config.source]}, or leave this out.")
+        )
+    return found
+
+
+def _regularisation(
+    values: Mapping[str, Any],
+    facts: ModelFacts | None,
+    dataset: Dataset | None,
+    problems: list[Problem],
+    notes: list[str],
+) -> Regularisation | None:
+    if facts is None or dataset is None or "train" not in values:
+        return None
+    buckets = resolve_buckets(values["data"].buckets, facts)
+    if bucket_problems(buckets):
+        return None
+    seed: int = values["train"].seed
+    return open_regularisation(values["data"], dataset, buckets, facts.latent_scale, seed, problems, notes)
+
+
+def _split(
+    values: Mapping[str, Any], dataset: Dataset | None, problems: list[Problem]
+) -> tuple[Dataset | None, tuple[Sample, ...]]:
+    """The pictures to train on, and those of the same folder that are held out."""
+    if dataset is None or "validation" not in values:
+        return dataset, ()
+    training, held_out = split(dataset.samples, values["validation"], problems)
+    return dataclasses.replace(dataset, samples=training) if held_out else dataset, held_out
+
+
+def _held_out(
+    values: Mapping[str, Any],
+    facts: ModelFacts | None,
+    dataset: Dataset | None,
+    kept_back: tuple[Sample, ...],
+    problems: list[Problem],
+) -> Pictures | None:
+    """The pictures that are asked about, wherever they are from."""
+    if facts is None or dataset is None or "validation" not in values:
+        return None
+    settings: ValidationSettings = values["validation"]
+    home, samples = dataset.path, kept_back
+    if settings.folder is not None:
+        found = open_beside(settings.folder, "validation.folder", settings.folder.name, dataset, problems)
+        if found is None:
+            return None
+        home, samples = found.path, found.samples
+    buckets = resolve_buckets(values["data"].buckets, facts)
+    if not samples or bucket_problems(buckets):
+        return None
+    return pictures(home, samples, buckets, values["data"].masks, facts.latent_scale, "held-out pictures", problems)
 
 
 def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Sequence[SeenCaption]) -> tuple[str, ...]:
@@ -200,9 +344,14 @@ def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Seq
         *dataset.notes,
         *_idle_text_options(recipe, facts, options),
         *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
+        *(f"data.{idle}" for idle in idle_pictures(recipe.data)),
+        *(f"data.masks.{idle}" for idle in idle_masks(recipe.data.masks)),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
         *optimizer_warnings(recipe),
-        *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),
+        *(
+            f"objective.{told}"
+            for told in objective_warnings(recipe.objective, facts.prediction, recipe.train.batch_size)
+        ),
         *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),
     )
 

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from lorabake.base.cards import ROOMS, cards
 from lorabake.base.errors import UserError, nearest
+from lorabake.protocols.objective import RULES
 from lorabake.recipe.sections import PARTS, SECTIONS, RateSettings
 
 
@@ -56,7 +57,9 @@ def _fields(prefix: str, part: str, settings: type[BaseModel]) -> Iterator[dict[
             yield from _fields(f"{prefix}.{name}", part, annotation)
         else:
             default = None if field.is_required() or field.default is None else field.default
-            yield _entry(f"{prefix}.{name}", part, annotation, default, field.description or "", _allowed(field))
+            rule = prefix == "objective" and name in RULES
+            allowed = "one of " + ", ".join(cards(name)) if rule else _allowed(field)
+            yield _entry(f"{prefix}.{name}", part, annotation, default, field.description or "", allowed)
 
 
 def _entry(name: str, part: str, annotation: Any, default: Any, text: str, allowed: str) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
-from lorabake.base.cards import cards
+from lorabake.base.cards import Settings, cards
 from lorabake.base.errors import Problem, nearest
+from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.protocols.family import Prediction
 from lorabake.protocols.objective import RULES, ObjectiveCard, RuleCard
 from lorabake.recipe.recipe import Choice
 
 _USUAL: Prediction = "epsilon"
 """What is assumed of a model that is not known yet, so that its recipe can be read at all."""
+_STRICT = frozenset({"noise"})
+"""Kinds of rules that other trainers choose by their numbers alone: a number that no chosen rule goes by is refused, not only warned of."""
 
 
 def default_objective(prediction: Prediction | None) -> str:
@@ -37,35 +40,53 @@ def objective_problems(choice: Choice, prediction: Prediction | None) -> Iterato
             yield Problem(
                 f"objective.{kind}", f"{_unfit(given, known, prediction)} Leave it out, or choose one of these."
             )
+    for name, value, kind, why in _idle(choice):
+        if kind in _STRICT:
+            what = f"{value} would do nothing: {why}. Choose that, or leave {name} out; there is one {kind} at a time."
+            yield Problem(f"objective.{name}", what)
+    if prediction is not None and isinstance(choice.settings, ObjectiveSettings):
+        yield from (Problem(f"objective.{name}", what) for name, what in choice.settings.unfit(prediction))
 
 
 def reads(choice: Choice, name: str) -> bool:
     """Whether a rule that is chosen goes by the objective's setting ``name``."""
-    return any(
-        name in card.reads
-        for kind in RULES
-        if (card := _rules(kind).get(getattr(choice.settings, kind, ""))) is not None
+    return isinstance(choice.settings, ObjectiveSettings) and any(
+        name in card.reads for card in choice.settings.rules()
     )
 
 
-def idle_settings(choice: Choice) -> tuple[str, ...]:
-    """Settings that were given and do nothing, because the rule that would read them is not chosen."""
-    told: list[str] = []
+def objective_warnings(choice: Choice, prediction: Prediction, batch_size: int) -> tuple[str, ...]:
+    """What is allowed and probably not meant: settings and rules that do nothing, or harm a model which predicts this."""
+    settings = choice.settings
+    idle = [f"{name} = {value} does nothing: {why}." for name, value, kind, why in _idle(choice) if kind not in _STRICT]
+    if not isinstance(settings, ObjectiveSettings):
+        return tuple(idle)
+    cautions = [
+        f"{card.kind} = {card.name}: {text}"
+        for card in settings.rules()
+        for about, text in [*card.cautions.items(), ("", card.alone if batch_size == 1 else "")]
+        if text and (about in ("", prediction) or getattr(settings, about, False))
+    ]
+    return (*idle, *settings.doubts(), *cautions)
+
+
+def _idle(choice: Choice) -> Iterator[tuple[str, Any, str, str]]:
+    """Settings that were given and that no chosen rule goes by: name, value, the kind of rule that would, and why it does not."""
+    for name, field in type(choice.settings).model_fields.items():
+        value = getattr(choice.settings, name)
+        if value != field.default and not reads(choice, name) and (found := _why_idle(choice.settings, name)):
+            yield name, value, *found
+
+
+def _why_idle(settings: Settings, name: str) -> tuple[str, str] | None:
+    """The kind of rule that goes by a setting, and why no chosen one does; None if it is not for rules."""
     for kind in RULES:
-        known, chosen = _rules(kind), getattr(choice.settings, kind, None)
-        if chosen is None:
-            continue
-        readers = {
-            name: [rule for rule, card in known.items() if name in card.reads]
-            for name in type(choice.settings).model_fields
-        }
-        for name, rules in readers.items():
-            value = getattr(choice.settings, name)
-            if rules and chosen not in rules and value != type(choice.settings).model_fields[name].default:
-                told.append(
-                    f"{name} = {value} does nothing: it is for {kind} {_listed(rules)}, and {kind} is '{chosen}'."
-                )
-    return tuple(told)
+        readers = [rule for rule, card in _rules(kind).items() if name in card.reads]
+        if readers and (chosen := getattr(settings, kind, None)) is not None:
+            if chosen in readers:  # which are for another rule, that is not chosen
+                return _why_idle(settings, kind)
+            return kind, f"it is for {kind} {_listed(readers)}, and {kind} is '{chosen}'"
+    return None
 
 
 def _unfit(given: str, known: Mapping[str, ObjectiveCard] | Mapping[str, RuleCard], prediction: Prediction) -> str:

@@ -7,6 +7,7 @@ from typing import cast
 
 from lorabake.base.cards import find
 from lorabake.base.errors import Problem
+from lorabake.optimizers.schedules import ScheduleSettings
 from lorabake.protocols.optimizer import OptimizerCard
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.sections import RateSettings, TrainSettings
@@ -44,6 +45,14 @@ def optimizer_problems(choice: Choice, rates: RateSettings, train: TrainSettings
         yield Problem(
             "train.ema", f"'{choice.name}' averages the weights itself. Leave it out, or choose another optimizer."
         )
+
+
+def schedule_problems(recipe: Recipe, total_steps: int) -> Iterator[Problem]:
+    """A warm-up that the run is too short for."""
+    warmup = cast(ScheduleSettings, recipe.schedule.settings).warmup
+    if warmup.steps(total_steps) >= total_steps:
+        what = f"{warmup}, and the whole run has {total_steps}: the learning rate would never be reached. Shorten it, or lengthen the run."
+        yield Problem("schedule.warmup", what)
 
 
 def optimizer_warnings(recipe: Recipe) -> Iterator[str]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SchedulerSettings = Mapping[str, object]
 """A model's ``scheduler_config.json``; what it leaves out has the default of diffusers' scheduler class."""
 
+_LEAST_SIGNAL = 2.0**-24
+"""ᾱ that Euler's method takes for none at all, as diffusers does: σ must be a number."""
 SPACINGS = ("leading", "linspace", "trailing")
 
 
@@ -81,7 +83,7 @@ def ddim(betas_T: Tensor, sampler: SchedulerSettings, steps: int) -> Trajectory[
 
 def euler(betas_T: Tensor, sampler: SchedulerSettings, steps: int) -> Trajectory[Leg]:
     """Trajectory of Euler's method. Reads ``timestep_spacing`` and ``steps_offset`` of ``sampler``."""
-    sigmas_T = np.sqrt(1 / _alpha_bars(betas_T) - 1)
+    sigmas_T = np.sqrt(1 / np.maximum(_alpha_bars(betas_T), _LEAST_SIGNAL) - 1)
     asked = _spaced(steps, sampler, len(sigmas_T), default="linspace")
     alpha_bars = [*(1 / (np.interp(asked, np.arange(len(sigmas_T)), sigmas_T) ** 2 + 1)), 1.0]
     legs = [

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,27 +11,33 @@ import torch
 
 from lorabake.adapters import graft
 from lorabake.adapters._norms import norm_limit
-from lorabake.base.cards import find
+from lorabake.base.cards import Settings, find
 from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Events
 from lorabake.dataset.caption import is_static
-from lorabake.dataset.order import batches_per_epoch
 from lorabake.families import family_card, load_model
+from lorabake.families.networks.noise import betas_of
+from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.optimizers._averages import Averages
 from lorabake.optimizers._build import build
 from lorabake.optimizers._flat import FlatGroup
-from lorabake.optimizers.schedules import ScheduleSettings
 from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import Model, Part
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import OptimizerCard, OptimizerSettings
 from lorabake.recipe import Checked
+from lorabake.recipe.pictures import Pictures
 from lorabake.recipe.sections import TrainSettings
-from lorabake.train.capture import Captured, CudaGraphs
+from lorabake.train.asked import Asked
+from lorabake.train.beside import Beside
+from lorabake.train.capture import Captured, CudaGraphs, Inputs
 from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
+from lorabake.train.masks import MaskInputs, weights
+from lorabake.train.preservation import KeptInputs
 from lorabake.train.rates import begins_at_zero, rate_groups, rates_by_part
 from lorabake.train.text import TextSource
+from lorabake.train.validation import HeldOut, inputs_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CACHE = Path(".lorabake", "latents")
@@ -55,8 +60,11 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         )
     reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, dtype=dtype, device=device, **reading)
-    views = _views(checked)
-    latents = _latents(checked, views, model, events, stop)
+    _reschedule(model, recipe.objective.settings)
+    seen = [_seen(pictures, recipe.data.flip) for pictures in checked.pictures]
+    latents = [found for views, folder in zip(seen, checked.pictures, strict=True)
+               for found in _latents(views, folder.home, model, events, stop)]  # fmt: skip
+    views = [of_sample for of_folder in seen for of_sample in of_folder]
     rates = rates_by_part(recipe.rates, tuple(model.parts))
     parts: tuple[Part, ...] = tuple(rates)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
@@ -64,62 +72,61 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     grafted.training = True
     model.checkpoint_gradients(recipe.train.gradient_checkpointing)
     groups, base_rates = rate_groups(grafted, recipe.rates, rates, ups)
-    buckets = [placement.bucket_wh for placement in checked.placements]
-    per_epoch = steps_per_epoch(checked)
-    total_steps = recipe.train.length.steps(per_epoch)
-    warmup = cast(ScheduleSettings, recipe.schedule.settings).warmup
-    if warmup.steps(total_steps) >= total_steps:
-        raise UserError(
-            f"schedule.warmup is {warmup}, and the whole run has {total_steps}: the learning rate would never be reached. "
-            "Shorten the warm-up, or lengthen the run. Nothing was started."
-        )
-    objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
     averages = Averages(groups, recipe.train.ema) if recipe.train.ema else None
     card = cast(OptimizerCard, find("optimizer", recipe.optimizer.name))
+    text = TextSource(model, trained=parts != ("denoiser",), repeating=is_static(recipe.data.captions))
+    objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
+    noted_2B = torch.zeros(2, recipe.train.batch_size, device=model.device)
+    beside = Beside.of(objective)
+    learning = groups if beside is None else [*groups, beside.group]
     return Bake(
         recipe=recipe,
         model=model,
         graft=grafted,
         objective=objective,
-        text=TextSource(
-            model, trained=any(part != "denoiser" for part in parts), repeating=is_static(recipe.data.captions)
-        ),
+        text=text,
         groups=groups,
         base_rates=base_rates,
         optimizer=build(card, cast(OptimizerSettings, recipe.optimizer.settings), groups, base_rates),
         rate_of=card.rate,
         averages=averages,
         settle=_settling(recipe.train, grafted, averages),
-        samples=checked.dataset.samples,
+        samples=[sample for pictures in checked.pictures for sample in pictures.samples],
         latents=latents,
         framings=[[view.framing for view in of_sample] for of_sample in views],
-        buckets=buckets,
-        steps_per_epoch=per_epoch,
-        total_steps=total_steps,
-        captured=_captured(model, objective, grafted, groups, events),
+        buckets=[placement.bucket_wh for pictures in checked.pictures for placement in pictures.placements],
+        steps_per_epoch=checked.steps_per_epoch,
+        total_steps=checked.total_steps,
+        captured=_captured(model, objective, grafted, noted_2B, learning, events),
+        noted_2B=noted_2B,
+        held_out=_held_out(checked, model, grafted, objective, text, events, stop),
+        turns=checked.regularisation.turns if checked.regularisation else None,
+        more_inputs=list(_more_inputs(checked, views, latents, text)),
+        beside=beside,
     )
 
 
-def steps_per_epoch(checked: Checked) -> int:
-    """Optimizer steps of one epoch."""
-    recipe, samples = checked.recipe, checked.dataset.samples
-    buckets = [placement.bucket_wh for placement in checked.placements]
-    batches = batches_per_epoch(buckets, [sample.repeats for sample in samples], recipe.train.batch_size)
-    return math.ceil(batches / recipe.train.gradient_accumulation)
+def _reschedule(model: Model, settings: Settings) -> None:
+    """Give the model the noise schedule that its objective wants, for steps and samples alike."""
+    changes = settings.schedule() if isinstance(settings, ObjectiveSettings) else {}
+    if changes:
+        model.sampler = {**model.sampler, **changes}
+        model.betas_T = betas_of(model.sampler)
 
 
-def _views(checked: Checked) -> list[list[View]]:
-    """The ways each sample is seen: as it is, and mirrored if that is asked for."""
-    mirrorings = (False, True) if checked.recipe.data.flip else (False,)
+def _seen(pictures: Pictures, flip: bool) -> list[list[View]]:
+    """The ways each picture is seen: as it is, and mirrored if that is asked for."""
     return [
-        [View(sample, place, mirrored) for mirrored in mirrorings]
-        for sample, place in zip(checked.dataset.samples, checked.placements, strict=True)
+        [View(sample, place, mirrored) for mirrored in ((False, True) if flip else (False,))]
+        for sample, place in zip(pictures.samples, pictures.placements, strict=True)
     ]
 
 
 def _latents(
-    checked: Checked, views: list[list[View]], model: Model, events: Events, stop: Callable[[], bool]
+    views: list[list[View]], home: Path, model: Model, events: Events, stop: Callable[[], bool]
 ) -> list[list[torch.Tensor]]:
+    """The latents of a folder's pictures, kept in the folder itself: others may be trained with them too."""
+
     def progress(done: int, total: int) -> None:
         events.emit("encoding", done=done, total=total)
         if stop():
@@ -129,8 +136,50 @@ def _latents(
         events.emit("latents_not_kept", reason=reason)
 
     flat = [view for of_sample in views for view in of_sample]
-    found = iter(cached_latents(flat, model, checked.dataset.path / CACHE, progress, not_kept))
+    found = iter(cached_latents(flat, model, home / CACHE, progress, not_kept))
     return [[next(found) for _ in of_sample] for of_sample in views]
+
+
+def _held_out(
+    checked: Checked,
+    model: Model,
+    grafted: Graft,
+    objective: Objective,
+    text: TextSource,
+    events: Events,
+    stop: Callable[[], bool],
+) -> HeldOut | None:
+    """What asks about pictures that are not trained on, where there are any."""
+    pictures, recipe = checked.held_out, checked.recipe
+    if pictures is None:
+        return None
+    views = _seen(pictures, flip=False)
+    latents = [view for (view,) in _latents(views, pictures.home, model, events, stop)]
+    shown = [None if mask is None else weights(mask, recipe.data.masks, mirrored=False) for mask in pictures.masks]
+    masks = shown or [None] * len(pictures.samples)
+    framings = [view.framing for (view,) in views]
+    inputs = inputs_of(
+        pictures, latents, framings, masks, model, objective, text, recipe.data.captions, recipe.validation
+    )
+    return HeldOut(inputs, functools.partial(loss_of, model, objective), model, grafted)
+
+
+def _more_inputs(
+    checked: Checked, views: Sequence[Sequence[View]], latents: Sequence[Sequence[torch.Tensor]], text: TextSource
+) -> Iterator[Callable[[Asked], Inputs]]:
+    """What makes the inputs that not every run's loss is computed from."""
+    recipe, regularisation = checked.recipe, checked.regularisation
+    if recipe.preservation.weight > 0:
+        yield KeptInputs(text, recipe.preservation, recipe.train.seed)
+    masks = [mask for of in checked.pictures for mask in of.masks or [None] * len(of.samples)]
+    if any(mask is not None for mask in masks):
+        mirrored = [[view.mirrored for view in of_sample] for of_sample in views]
+        cells = [of_sample[0].shape[1:] for of_sample in latents]
+        outside = recipe.preservation.outside_masks
+        yield MaskInputs(masks, mirrored, cells, recipe.data.masks, recipe.train.seed, outside)
+    if regularisation and regularisation.weight != 1:
+        counts = [1.0] * len(checked.dataset) + [regularisation.weight] * len(regularisation.samples)
+        yield lambda asked: {"weight_B": torch.tensor([counts[index] for index, _ in asked.views])}
 
 
 def _settling(
@@ -152,7 +201,12 @@ def _settling(
 
 
 def _captured(
-    model: Model, objective: Objective, grafted: Graft, groups: Sequence[FlatGroup], events: Events
+    model: Model,
+    objective: Objective,
+    grafted: Graft,
+    noted_2B: torch.Tensor,
+    groups: Sequence[FlatGroup],
+    events: Events,
 ) -> Captured | None:
     """Recordings pay on a GPU, where launching costs more than computing; a CPU has nothing to gain."""
     if model.device.type != "cuda":
@@ -161,5 +215,8 @@ def _captured(
     def not_recorded(reason: str) -> None:
         events.emit("not_recorded", reason=reason)
 
-    of_inputs, record = functools.partial(loss_of, model, objective), CudaGraphs(model.device)
+    of_inputs, record = (
+        functools.partial(loss_of, model, objective, graft=grafted, noted_2B=noted_2B),
+        CudaGraphs(model.device),
+    )
     return Captured(of_inputs, groups, model.device, record, not_recorded, grafted.ahead)

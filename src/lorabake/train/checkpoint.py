@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import lorabake
 from lorabake.base.cards import find
+from lorabake.dataset.folder import Sample
 from lorabake.formats.kohya import write_lora
 from lorabake.formats.metadata import ModelSpec, TrainingFacts, training_metadata
 from lorabake.optimizers.schedules import ScheduleCard, ScheduleSettings
@@ -43,6 +45,7 @@ def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int, ema:
 
 def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
     recipe, facts, dataset = checked.recipe, checked.facts, checked.dataset
+    regularisation = checked.regularisation
     train, captions, buckets = recipe.train, recipe.data.captions, recipe.data.buckets
     schedule = cast(ScheduleCard, find("schedule", recipe.schedule.name))
     warmup = cast(ScheduleSettings, recipe.schedule.settings).warmup
@@ -61,7 +64,12 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         network_module=bake.graft.card.network_module,
         num_train_images=dataset.entries,
         num_batches_per_epoch=bake.steps_per_epoch * train.gradient_accumulation,
-        dataset_dirs=_folders(checked),
+        num_reg_images=sum(regularisation.turns.repeats) if regularisation else 0,
+        num_validation_images=len(checked.held_out.samples) if checked.held_out else 0,
+        **_validation(checked),
+        dataset_dirs=_folders(dataset.samples, dataset.path.name),
+        reg_dataset_dirs=_folders(regularisation.samples, "") if regularisation else {},
+        prior_loss_weight=recipe.data.prior_loss_weight,
         tag_frequency=dataset.tag_frequency(),
         resolution=buckets.resolution_wh,
         enable_bucket=buckets.enabled,
@@ -119,12 +127,24 @@ def _optimizer(checked: Checked, bake: Bake) -> str:
     return f"{type(bake.optimizer).__module__}.{type(bake.optimizer).__name__}({made_with})"
 
 
-def _folders(checked: Checked) -> dict[str, dict[str, int]]:
+def _validation(checked: Checked) -> dict[str, Any]:
+    """What kohya's scripts say of held-out pictures; nothing where there are none."""
+    settings = checked.recipe.validation
+    if checked.held_out is None:
+        return {}
+    every = settings.every
+    return {
+        "validation_seed": settings.seed,
+        "validation_split": settings.share,
+        f"validate_every_n_{every.unit}": every.count,
+    }
+
+
+def _folders(samples: Sequence[Sample], top: str) -> dict[str, dict[str, int]]:
+    """``ss_dataset_dirs`` of some pictures; those in no folder inside their dataset are in ``top``."""
     found: dict[str, dict[str, int]] = {}
-    for sample in checked.dataset.samples:
-        row = found.setdefault(
-            sample.folder or checked.dataset.path.name, {"n_repeats": sample.repeats, "img_count": 0}
-        )
+    for sample in samples:
+        row = found.setdefault(sample.folder or top, {"n_repeats": sample.repeats, "img_count": 0})
         row["img_count"] += 1
     return found
 
@@ -132,6 +152,8 @@ def _folders(checked: Checked) -> dict[str, dict[str, int]]:
 def _bucket_info(checked: Checked) -> dict[str, Any]:
     counts: Counter[tuple[int, int]] = Counter()
     error = 0.0
+    if checked.regularisation:
+        counts.update(checked.regularisation.turns.per_epoch)
     for sample, place in zip(checked.dataset.samples, checked.placements, strict=True):
         counts[place.bucket_wh] += sample.repeats
         error += abs(sample.width / sample.height - place.bucket_wh[0] / place.bucket_wh[1])

@@ -20,15 +20,16 @@ def rates_by_part(rates: RateSettings, parts: Sequence[Part]) -> dict[Part, floa
     Raises:
         UserError: there are rates for another number of text encoders than the model has.
     """
-    encoders = [part for part in parts if part != "denoiser"]
+    encoders: list[Part] = [part for part in parts if part != "denoiser"]
     given = rates.text_encoder_lr or 0.0
-    each = given if isinstance(given, tuple) else (given,) * len(encoders)
+    each: tuple[float, ...] = given if isinstance(given, tuple) else (given,) * len(encoders)
     if len(each) != len(encoders):
         raise UserError(
             f"optimizer.text_encoder_lr has {len(each)} values, and the model has {len(encoders)} text encoders. "
             "Give one for each, or a single one for all. Nothing was started."
         )
-    found: dict[Part, float] = {"denoiser": rates.lr or 0.0, **dict(zip(encoders, each, strict=True))}
+    found: dict[Part, float] = dict(zip(encoders, each, strict=True))
+    found["denoiser"] = rates.lr or 0.0
     return {part: found[part] for part in parts if found[part] > 0}
 
 

@@ -19,6 +19,8 @@ from lorabake.base.events import EventLog, Events
 from lorabake.base.files import write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
+from lorabake.dataset.folder import Sample
+from lorabake.dataset.masks import Mask
 from lorabake.families import family_card
 from lorabake.optimizers._build import finished_weights
 from lorabake.recipe import Checked
@@ -31,11 +33,24 @@ from lorabake.sampling.reading import infotext_extra, prompt_notes
 from lorabake.train.bake import prepare
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
 from lorabake.train.loop import Bake, run_loop
+from lorabake.train.picture_losses import as_csv, picture_losses
 from lorabake.train.prediction import check_prediction
 from lorabake.train.state import Progress, load_state, save_state
 
-_FREE = ("data.folder", "model.base", "save.", "sample.", "output.")
+_FREE = (
+    "data.folder",
+    "data.regularisation",
+    "validation.folder",
+    "validation.folder",
+    "model.base",
+    "save.",
+    "sample.",
+    "output.",
+)
 """Settings that may change between sittings, because no weight depends on them. Folders may be moved: what is in them is in the lock."""
+
+_HARD = 5
+"""Pictures that are named for their loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +100,7 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
             events.emit("note", text=note)
         bake = prepare(checked, events, stop)
         check_prompts(bake.model, prompts)
-        progress = load_state(run.state, bake.groups, bake.optimizer, bake.averages) or Progress(0, 0)
+        progress = load_state(run.state, bake.groups, bake.optimizer, bake.beside, bake.averages) or Progress(0, 0)
         if progress.step == 0:
             _check_base(bake)
         _write_run(run, checked, lock)  # only now: what cannot be prepared must not stand in the way of the next try
@@ -137,6 +152,7 @@ class _Session:
     ) -> None:
         self._checked, self._bake, self._run, self._stop, self._prompts = checked, bake, run, stop, prompts
         self._extra = extra
+        self._asks_every = checked.recipe.validation.every.steps(bake.steps_per_epoch)
         self._saves_every = checked.recipe.save.every.steps(bake.steps_per_epoch)
         self._state_due = 0.0
         self._listeners = events
@@ -151,8 +167,9 @@ class _Session:
                 log.truncate(min(progress.log_size, run.events.stat().st_size))
         self._listeners.emit("started", step=progress.step, total_steps=bake.total_steps, steps_per_epoch=bake.steps_per_epoch,
                              weights=sum(group.values.numel() for group in bake.groups), folder=str(run.folder))  # fmt: skip
-        if progress.step == 0 and self._prompts:
+        if progress.step == 0:
             self._draw_samples(0)
+            self._validate(0)
         self._state_due = time.monotonic() + self._checked.recipe.save.state_every
         try:
             steps = run_loop(bake, progress.step, self._log, self._after_step)
@@ -160,6 +177,7 @@ class _Session:
             self._listeners.emit("not_finite", folder=str(run.folder))
             raise
         if steps >= bake.total_steps:
+            self._tell_picture_losses()
             self._log.emit("finished", steps=steps, checkpoint=self._checkpoint_file(steps))
         else:
             self._listeners.emit("stopped", step=steps, total_steps=bake.total_steps, folder=str(run.folder))
@@ -174,19 +192,41 @@ class _Session:
                 path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
                 self._log.emit("checkpoint", step=step, file=path.relative_to(self._run.folder).as_posix())
                 self._draw_samples(step)
+        if last or step % self._asks_every == 0:
+            self._validate(step)
         stop = not last and self._stop()
         if saved or stop or time.monotonic() >= self._state_due:
-            save_state(self._run.state, Progress(step, self._file.sync()), bake.groups, bake.optimizer, bake.averages)
+            progress = Progress(step, self._file.sync())
+            save_state(self._run.state, progress, bake.groups, bake.optimizer, bake.beside, bake.averages)
             self._state_due = time.monotonic() + self._checked.recipe.save.state_every
         return stop
 
     def _write_averages(self, step: int) -> None:
         """A file for each running average, before the checkpoint's own, so that this is the last that is told of."""
         averages = self._bake.averages
-        for decay in averages.decays if averages else ():
+        if averages is None:
+            return
+        for decay in averages.decays:
             with averages.as_weights(decay):
                 path = write_checkpoint(self._run.checkpoints, self._checked, self._bake, step, decay)
             self._log.emit("checkpoint", step=step, file=path.relative_to(self._run.folder).as_posix(), ema=decay)
+
+    def _validate(self, step: int) -> None:
+        """The loss of the held-out pictures, where there are any."""
+        if self._bake.held_out:
+            with finished_weights(self._bake.optimizer, self._bake.groups):
+                told = self._bake.held_out.compare().told()
+            self._log.emit("validation", step=step, **told)
+
+    def _tell_picture_losses(self) -> None:
+        """The table of all pictures, and which of them stand out."""
+        bake, run = self._bake, self._run
+        rows = picture_losses(run.read_events(), [sample.name for sample in bake.samples], bake.trained)
+        write_atomic(run.losses, as_csv(rows))
+        hard = [
+            {"picture": row.picture, "relative": row.relative, "error": row.error} for row in rows if row.stands_out
+        ]
+        self._log.emit("picture_losses", file=run.losses.name, hard=hard[:_HARD])
 
     def _draw_samples(self, step: int) -> None:
         """Sample pictures; a failure to draw is told and never ends the run."""
@@ -211,11 +251,23 @@ class _Session:
 
 
 def _pictures(checked: Checked) -> dict[str, str]:
-    """A fingerprint of every picture with its caption and repeats, by name."""
+    """A fingerprint of every picture with its caption and repeats, and its mask where masks are used, by name."""
+    own, *regularisation = checked.pictures
+    kinds = [("", own), *(("regularisation: ", pictures) for pictures in regularisation)]
+    if checked.held_out:
+        kinds.append(("held out: ", checked.held_out))
     return {
-        sample.name: hashlib.sha256(repr((sample.sha256, sample.caption, sample.repeats)).encode()).hexdigest()[:32]
-        for sample in checked.dataset.samples
+        f"{kind}{sample.name}": _fingerprint(sample, mask)
+        for kind, pictures in kinds
+        for sample, mask in zip(pictures.samples, pictures.masks or [None] * len(pictures.samples), strict=True)
     }
+
+
+def _fingerprint(sample: Sample, mask_HW: Mask | None) -> str:
+    facts: tuple[Any, ...] = (sample.sha256, sample.caption, sample.repeats)
+    if mask_HW is not None:
+        facts += (mask_HW.shape, hashlib.sha256(mask_HW.tobytes()).hexdigest())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def _lock(checked: Checked) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lorabake.base.files import sha256_file, write_atomic
 from lorabake.optimizers._averages import Averages
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.optimizer import Optimizer
+from lorabake.train.beside import Beside
 
 _KEEP = 2
 """States kept: the newest, and the one before it should the newest be damaged."""
@@ -38,18 +39,19 @@ def save_state(
     progress: Progress,
     groups: Sequence[FlatGroup],
     optimizer: Optimizer,
+    beside: Beside | None = None,
     averages: Averages | None = None,
 ) -> None:
     """Write the state whole, under a name that holds its hash, then drop older ones."""
     kept = _Kept()
     for name, average in averages.tensors().items() if averages else ():
         kept.put(name, {"values": average}, groups[0].values.device)
-    for group, param_group in zip(groups, optimizer.param_groups, strict=True):
+    for group, param_group, state in _owned(groups, optimizer, beside):
         home = group.values.device
         kept.put(group.name, {"values": group.values}, home)
         kept.put(f"{group.name}.group", {name: param_group[name] for name in param_group if name != "params"}, home)
         for index, parameter in enumerate(param_group["params"]):
-            kept.put(f"{group.name}.optimizer.{index}", optimizer.state.get(parameter, {}), home)
+            kept.put(f"{group.name}.optimizer.{index}", state.get(parameter, {}), home)
     told = {**asdict(progress), "values": kept.values, "on_cpu": sorted(kept.on_cpu)}
     header = {"progress": json.dumps(told, sort_keys=True)}  # one entry: several would lie in any order
     data = save({name: tensor.cpu().contiguous() for name, tensor in kept.tensors.items()}, header)
@@ -59,9 +61,13 @@ def save_state(
 
 
 def load_state(
-    folder: Path, groups: Sequence[FlatGroup], optimizer: Optimizer, averages: Averages | None = None
+    folder: Path,
+    groups: Sequence[FlatGroup],
+    optimizer: Optimizer,
+    beside: Beside | None = None,
+    averages: Averages | None = None,
 ) -> Progress | None:
-    """Put the newest undamaged state back into ``groups``, ``optimizer`` and ``averages``; None when there is none."""
+    """Put the newest undamaged state back into ``groups``, ``optimizer``, ``beside`` and ``averages``; None when there is none."""
     for path in sorted(folder.glob("step*.safetensors"), reverse=True):
         if sha256_file(path) != path.stem.partition("-")[2]:
             path.unlink()
@@ -72,21 +78,43 @@ def load_state(
             kept.tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
         kept.values.update(told["values"])
         kept.on_cpu.update(told["on_cpu"])
-        _restore(kept, groups, optimizer, averages)
+        found = kept.by_place(groups[0].values.device)
+        for name, average in averages.tensors().items() if averages else ():
+            average.copy_(found[name]["values"])
+        for group, param_group, state in _owned(groups, optimizer, beside):
+            _restore(found, group, param_group, state)
         return Progress(told["step"], told["log_size"])
     return None
 
 
-def _restore(kept: _Kept, groups: Sequence[FlatGroup], optimizer: Optimizer, averages: Averages | None) -> None:
-    found = kept.by_place(groups[0].values.device)
-    for name, average in averages.tensors().items() if averages else ():
-        average.copy_(found[name]["values"])
+def _owned(
+    groups: Sequence[FlatGroup], optimizer: Optimizer, beside: Beside | None
+) -> Iterator[tuple[FlatGroup, dict[str, Any], MutableMapping[Tensor, dict[str, Any]]]]:
+    """Every group that is stepped on, with what its optimizer keeps of it: by group, and by weight."""
     for group, param_group in zip(groups, optimizer.param_groups, strict=True):
-        group.values.data.copy_(found[group.name]["values"])
-        param_group.update(found.get(f"{group.name}.group", {}))
-        for index, parameter in enumerate(param_group["params"]):
-            if state := found.get(f"{group.name}.optimizer.{index}"):
-                optimizer.state[parameter] = state
+        yield group, param_group, optimizer.state
+    if beside:
+        yield beside.group, beside.optimizer.param_groups[0], beside.optimizer.state
+
+
+def _restore(
+    found: Mapping[str, Mapping[str, Any]],
+    group: FlatGroup,
+    param_group: dict[str, Any],
+    state: MutableMapping[Tensor, dict[str, Any]],
+) -> None:
+    group.values.data.copy_(found[group.name]["values"])
+    param_group.update(found.get(f"{group.name}.group", {}))
+    for index, parameter in enumerate(param_group["params"]):
+        if kept := found.get(f"{group.name}.optimizer.{index}"):
+            state[parameter] = {name: _lying_as(parameter, value) for name, value in kept.items()}
+
+
+def _lying_as(parameter: Tensor, value: Any) -> Any:
+    """What is kept of every number of a weight lies in memory as the weight does: sums would differ in the last bit."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or parameter.is_contiguous():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
 
 
 class _Kept:

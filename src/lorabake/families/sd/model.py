@@ -103,7 +103,7 @@ class SDModel(LatentModel):
         config = unet.json or unet_json(unet.config, parts.latent_side)
         write_part(folder / "unet", "diffusion_pytorch_model", self.unet, config)
         write_part(folder / "text_encoder", "model", self.text_encoder, clip.json or clip_json(clip.config))
-        write_json(folder / "scheduler" / "scheduler_config.json", dict(parts.scheduler))
+        write_json(folder / "scheduler" / "scheduler_config.json", dict(self.sampler))
         written = ["unet", "text_encoder", "scheduler"]
         if home.is_file() or self.facts.vae:
             write_part(folder / "vae", "diffusion_pytorch_model", self.vae, vae.json or vae_json(vae.config))

@@ -119,7 +119,7 @@ class SDXLModel(LatentModel):
         write_part(folder / "text_encoder", "model", self.text_encoder, first.json or clip_json(first.config))
         config = second.json or clip_json(second.config, projection=True)
         write_part(folder / "text_encoder_2", "model", self.text_encoder_2, config)
-        write_json(folder / "scheduler" / "scheduler_config.json", dict(found.scheduler))
+        write_json(folder / "scheduler" / "scheduler_config.json", dict(self.sampler))
         written = ["unet", "text_encoder", "text_encoder_2", "scheduler"]
         if home.is_file() or self.facts.vae:
             write_part(folder / "vae", "diffusion_pytorch_model", self.vae, vae.json or vae_json(vae.config))
