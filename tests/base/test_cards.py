@@ -99,6 +99,16 @@ def test_a_missing_package_is_named_with_its_extra() -> None:
         given.load()
 
 
+@pytest.mark.parametrize(
+    ("code", "missing"),
+    [("a_package_nobody_has.optim:X", True), ("json.decoder:X", False), ("lorabake.nowhere:X", False)],
+)
+def test_what_is_missing_is_known_without_importing(code: str, missing: bool) -> None:
+    told = Card("optimizer", "x", "It is one.", code, extra="8bit").missing()
+    assert ("pip install 'lorabake[8bit]'" in told) == missing and bool(told) == missing
+    assert Card("optimizer", "x", "It is one.", code).missing() == ""
+
+
 def test_a_missing_module_of_ours_is_no_missing_extra() -> None:
     with pytest.raises(ModuleNotFoundError):
         Card("optimizer", "x", "It is one.", "lorabake.nowhere:X", extra="8bit").load()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorabake.base.cards import Settings
-from lorabake.base.units import Duration, Epochs, Steps
+from lorabake.base.units import Duration, Epochs, Steps, Stretch
 
 
 class Length(Settings):
@@ -59,3 +59,39 @@ def test_written_and_read_back(count: int, unit: Any) -> None:
 def test_in_steps() -> None:
     assert Epochs(3).steps(7) == 21
     assert Steps(3).steps(7) == 3
+
+
+class Part(Settings):
+    """A setting with a part of a run."""
+
+    part: Stretch = Stretch()
+    """Which part."""
+
+
+@pytest.mark.parametrize(
+    ("given_as", "expected", "written"),
+    [
+        (0.25, Stretch(0.25), 0.25),
+        (0, Stretch(0.0), 0.0),
+        ("5 %", Stretch(0.05), 0.05),
+        ("12.5%", Stretch(0.125), 0.125),
+        ("200 steps", Stretch(count=200), "200 steps"),
+        (" 1 step", Stretch(count=1), "1 step"),
+    ],
+)
+def test_parts_of_a_run(given_as: Any, expected: Stretch, written: Any) -> None:
+    part = Part.model_validate({"part": given_as})
+    assert part.part == expected and part.model_dump(mode="json") == {"part": written}
+    assert Part.model_validate_json(part.model_dump_json(), strict=True) == part
+    assert bool(expected) == (expected.steps(1000) > 0)
+
+
+@pytest.mark.parametrize("wrong", [1.0, -0.1, "1", "5", "-5 %", "100 %", "2 epochs", True, None, "half", [0.1]])
+def test_what_is_no_part_of_a_run(wrong: Any) -> None:
+    with pytest.raises(ValueError):
+        Part.model_validate({"part": wrong})
+
+
+def test_steps_of_a_part() -> None:
+    assert (Stretch(0.1).steps(95), Stretch(0.5).steps(1), Stretch(count=7).steps(3)) == (10, 0, 7)
+    assert (str(Stretch(0.05)), str(Stretch(count=1)), str(Stretch(count=200))) == ("0.05", "1 step", "200 steps")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lorabake.base.cards import cards
+from lorabake.optimizers._build import build
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.adamw import AdamW, AdamWSettings
+from lorabake.protocols.optimizer import OptimizerCard, OptimizerSettings, Sight
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (3, 4), "b": (5,), "c": (2, 3, 1, 1), "d": ()}
 
@@ -89,8 +91,8 @@ def test_adamw_on_the_flat_buffer_is_adamw_on_each_weight(settings: dict[str, An
 def test_every_optimizer_steps_the_weights_in_their_places(name: str) -> None:
     parameters = weights()
     group = FlatGroup("denoiser", parameters)
-    card = cards("optimizer")[name]
-    optimizer = card.load()([{"params": [group.values], "lr": 0.01}], **card.settings().model_dump())
+    card = cast(OptimizerCard, cards("optimizer")[name])
+    optimizer = build(card, cast(OptimizerSettings, card.settings()), [group], [0.01])
     places = {key: (p.data_ptr(), p.grad.data_ptr()) for key, p in parameters.items() if p.grad is not None}
     held = group.gradient
     for step in range(3):
@@ -116,6 +118,26 @@ def test_packing_keeps_values_and_shapes() -> None:
     with torch.no_grad():
         group.values.zero_()
     assert all(not p.any() for p in parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("sight", "shapes"),
+    [("flat", [(24,)]), ("tensors", [(3, 4), (5,), (2, 3), ()]), ("matrices", [(3, 4), (1, 5), (2, 3), (1, 1)])],
+)
+def test_as_an_optimizer_sees_them(sight: Sight, shapes: list[tuple[int, ...]]) -> None:
+    """Always the same memory: what is changed in a view is changed in the weights."""
+    parameters = weights()
+    group = FlatGroup("denoiser", parameters)
+    seen = group.as_seen(sight)
+    assert [tuple(view.shape) for view in seen] == shapes
+    loss(parameters, 1).backward()
+    gradients = [view.grad for view in seen if view.grad is not None]
+    assert torch.equal(torch.cat([gradient.flatten() for gradient in gradients]), group.gradient)
+    with torch.no_grad():
+        for view in seen:
+            view.mul_(2.0)
+    before = torch.cat([parameter.detach().flatten() for parameter in weights().values()])
+    assert torch.equal(torch.cat([parameter.detach().flatten() for parameter in parameters.values()]), 2 * before)
 
 
 def test_channels_last_and_sixteen_bit_weights_are_packed() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lorabake.adapters._ahead import Stack, make, stacks_of
 from lorabake.adapters._kernels import with_weight
 from lorabake.adapters._names import by_layer
+from lorabake.base import patterns
 from lorabake.base.cards import Settings
 from lorabake.base.errors import UserError
 from lorabake.base.streams import torch_stream
@@ -81,6 +82,11 @@ class LayerGraft:
             grafted = GraftedLayer(self, root.get_submodule(path), change)
             _replace(root, path, grafted)
             self._grafted.append(grafted)
+
+    @property
+    def layers(self) -> Sequence[GraftedLayer]:
+        """Every changed layer, in the model's order."""
+        return self._grafted
 
     @contextmanager
     def ahead(self) -> Iterator[None]:
@@ -188,7 +194,13 @@ def graft_newborn(
     Raises:
         UserError: no layer fits.
     """
-    layers = [layer for layer in model.layers() if layer.part in parts and layer_type.fits(layer, settings)]
+    there = [layer for layer in model.layers() if layer.part in parts]
+    if unused := patterns.idle(getattr(settings, "block_rank", None), (layer.names for layer in there)):
+        raise UserError(
+            f"adapter.block_rank: '{unused[0]}' is in no name of a layer that is trained. Names are such as "
+            f"{' and '.join(repr(name) for name in there[0].names)}. Nothing was started."
+        )
+    layers = [layer for layer in there if layer_type.fits(layer, settings)]
     if not layers:
         raise UserError(
             f"'{card.name}' finds no layer to train in the model's {' and '.join(parts) or 'nothing'}. Check the adapter's settings."

@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from lorabake.base import patterns
 from lorabake.base.cards import Settings
 from lorabake.base.lazy import lazy_module
 from lorabake.protocols.adapter import AdapterCard
@@ -38,12 +39,27 @@ class LoraSettings(Settings):
     """Rank on convolutions and residual blocks; absent leaves them alone. Helps styles and textures, about doubles the file."""
     conv_alpha: float | None = Field(default=None, gt=0)
     """Alpha on convolutions. Default: the conv rank."""
+    block_rank: dict[str, int] | None = None
+    """Table of ranks for some layers: pattern = rank, 0 leaves them alone. A pattern is a piece of a layer's name (mid_block, down_blocks.0) or a
+    regular expression; the first that is found decides. Alpha goes along, so that the scale of the change stays."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732), for high ranks; then give alpha, such as 4. The file's
+    alpha is written so that every client makes the same of it."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance of dropping each value of the thin product. Up to 0.3; slows learning, resists over-training."""
     rank_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance of dropping each rank, per sample. 0.1 to 0.3 where used."""
     module_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance of leaving out a layer's change altogether for one step. 0.1 to 0.3 where used."""
+
+    @field_validator("block_rank")
+    @classmethod
+    def _is_a_table_of_ranks(cls, table: dict[str, int] | None) -> dict[str, int] | None:
+        for pattern, rank in (table or {}).items():
+            if not 0 <= rank <= 1024:
+                raise ValueError(f"the rank of '{pattern}' is {rank}: it must be from 0 (leave it alone) to 1024")
+        patterns.checked(table)
+        return table
 
     @model_validator(mode="after")
     def _conv_alpha_does_something(self) -> LoraSettings:
@@ -58,6 +74,8 @@ class LoraSettings(Settings):
             "conv_alpha": self.conv_alpha,
             "rank_dropout": self.rank_dropout,
             "module_dropout": self.module_dropout,
+            "block_rank": self.block_rank,
+            "rs_lora": self.rank_stabilized,
         }
         return {
             "network_dim": self.rank,
@@ -68,15 +86,22 @@ class LoraSettings(Settings):
 
     def rank_for(self, layer: Layer) -> int | None:
         """Rank this layer gets; None leaves it alone. Time-embedding linears of residual blocks follow the linear rank, as other tools do."""
+        chosen = patterns.decide(self.block_rank, layer.names)
+        if chosen is not None:
+            return chosen or None
         if layer.group == "resnet" and self.conv_rank is None:
             return None
         return self.conv_rank if _is_spatial(layer.module) else self.rank
 
     def alpha_for(self, layer: Layer) -> float:
-        """Alpha this layer gets."""
-        spatial = _is_spatial(layer.module)
-        alpha = self.conv_alpha if spatial else self.alpha
-        return float(alpha or (self.conv_rank if spatial else self.rank) or self.rank)
+        """Alpha this layer gets, as files have it: the change is scaled by it, divided by the layer's rank."""
+        apart = self.conv_rank is not None and _is_spatial(layer.module)
+        usual = self.conv_rank if apart and self.conv_rank else self.rank
+        alpha = float((self.conv_alpha if apart else self.alpha) or usual)
+        rank = self.rank_for(layer) or usual
+        if rank != usual:
+            alpha *= rank / usual
+        return alpha * math.sqrt(rank) if self.rank_stabilized else alpha
 
 
 def _is_spatial(module: nn.Module) -> bool:
@@ -173,6 +198,20 @@ class Lora:
     def rescaled(self, weights: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
         """The factor goes into B, which is zero at birth."""
         return {**weights, "lora_up.weight": weights["lora_up.weight"] * factor}
+
+    def change_norm(self, base: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
+        """‖s·B·A‖ from rank × rank products: ‖B·A‖² = ⟨BᵀB, A·Aᵀ⟩."""
+        if getattr(base, "groups", 1) != 1:
+            return torch.linalg.vector_norm(self.delta(base, weights))
+        down_RI, up_OR = weights["lora_down.weight"].flatten(1), weights["lora_up.weight"].flatten(1)
+        squared = ((up_OR.t() @ up_OR) * (down_RI @ down_RI.t())).sum().clamp(min=0)
+        return squared.sqrt() * (float(weights["alpha"]) / up_OR.shape[1])
+
+    def scale_change(self, weights: Mapping[str, Tensor], factor: Tensor) -> None:
+        """Both halves by the square root."""
+        root = factor.sqrt()
+        weights["lora_down.weight"].mul_(root)
+        weights["lora_up.weight"].mul_(root)
 
     def settings_of(self, weights: Mapping[str, Tensor]) -> LoraSettings:
         """Rank and alpha as the tensors have them; a file without alpha means alpha = rank."""

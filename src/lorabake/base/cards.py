@@ -60,6 +60,13 @@ class Card:
     settings: type[Settings] = Settings
     extra: str | None = None
 
+    def missing(self) -> str:
+        """What to install before the part can be used; empty if it can. Nothing is imported."""
+        package = self.code.partition(":")[0].partition(".")[0]
+        if self.extra is None or package == "lorabake" or importlib.util.find_spec(package):
+            return ""
+        return str(MissingExtra(f"'{self.name}'", self.extra))
+
     def load(self) -> Any:
         """Import and return the part's code.
 

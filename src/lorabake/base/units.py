@@ -10,6 +10,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 Unit = Literal["steps", "epochs"]
+_STRETCH = re.compile(r"^\s*(?:(\d+(?:\.\d+)?)\s*%|(\d+)\s*steps?)\s*$")
 _PATTERN = re.compile(r"^\s*(\d+)\s*(step|epoch)s?\s*$")
 
 
@@ -49,6 +50,56 @@ class Duration:
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
             cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch of a run: a share of it, written ``0.05`` or ``"5 %"``, or optimizer steps, written ``"200 steps"``."""
+
+    share: float = 0.0
+    """From 0 to below 1. Not looked at where ``count`` is given."""
+    count: int | None = None
+    """Optimizer steps."""
+
+    def __post_init__(self) -> None:
+        if self.count is None and not 0 <= self.share < 1:
+            raise ValueError(f"{self.share:g} is not a share of the run: it must be from 0 to below 1")
+
+    def __bool__(self) -> bool:
+        return bool(self.share if self.count is None else self.count)
+
+    def plain(self) -> float | str:
+        """As it is written."""
+        return self.share if self.count is None else f"{self.count} step{'s' * (self.count != 1)}"
+
+    def __str__(self) -> str:
+        return f"{self.plain():g}" if self.count is None else str(self.plain())
+
+    def steps(self, total: int) -> int:
+        """The same in optimizer steps of a run of ``total``."""
+        return round(self.share * total) if self.count is None else self.count
+
+    @classmethod
+    def parse(cls, value: Any) -> Stretch:
+        """From ``0.05``, ``"5 %"`` or ``"200 steps"``.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        if isinstance(value, Stretch):
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return cls(float(value))
+        match = _STRETCH.match(value) if isinstance(value, str) else None
+        if not match:
+            raise ValueError(f'{value!r} is no part of a run: give a share such as 0.05 or "5 %", or "200 steps"')
+        return cls(count=int(match[2])) if match[2] else cls(float(match[1]) / 100)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(cls.plain)
         )
 
 

@@ -138,12 +138,17 @@ class TrainingFacts:
     gradient_checkpointing: bool = False
     learning_rate: Number
     unet_lr: Number | None = None
-    text_encoder_lr: Number | None = None
+    text_encoder_lr: Number | Sequence[Number] | None = None
+    """One for all text encoders, or a list."""
     optimizer: str
     """Class and arguments, e.g. ``torch.optim.adamw.AdamW(weight_decay=0.01)``."""
     lr_scheduler: str
+    lr_scheduler_args: Mapping[str, Any] = field(default_factory=dict)
+    """What is not as usual; left out when empty. kohya's scripts take it and do not write it."""
     lr_warmup_steps: int = 0
     max_grad_norm: Number | None = None
+    ema_decay: Number | None = None
+    """Of the running average of the weights that the file holds; left out without one. kohya's scripts have none."""
     mixed_precision: str = "no"
     full_fp16: bool = False
     fp8_base: bool = False
@@ -216,6 +221,8 @@ _LEFT_OUT_WHEN_EMPTY = {
     "vae_hash",
     "new_vae_hash",
     "network_args",
+    "lr_scheduler_args",
+    "ema_decay",
     "weighting_scheme",
     "p2_gamma",
     "p2_k",

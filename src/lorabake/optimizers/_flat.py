@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lorabake.protocols.optimizer import Sight
+
 
 class FlatGroup:
     """Parameters that share a learning rate, packed. ``values`` is what the optimizer steps on; its ``grad`` is the packed gradient."""
@@ -22,6 +24,7 @@ class FlatGroup:
         self.values = nn.Parameter(torch.empty(total, dtype=torch.float32, device=first.device))
         self.values.grad = torch.zeros_like(self.values)
         self._spans: dict[str, tuple[int, int]] = {}
+        self._parameters = tuple(parameters.values())
         start = 0
         for key, parameter in parameters.items():
             end = start + parameter.numel()
@@ -29,6 +32,23 @@ class FlatGroup:
             parameter.grad = _shaped(self.values.grad[start:end], parameter)
             self._spans[key] = (start, end)
             start = end
+
+    def as_seen(self, sight: Sight) -> list[nn.Parameter]:
+        """The same weights with the same gradients as an optimizer sees them: the flat buffer, or views of it."""
+        if sight == "flat":
+            return [self.values]
+        found = []
+        for parameter in self._parameters:
+            assert parameter.grad is not None
+            shape = tuple(parameter.shape)
+            if len(shape) > 2:
+                shape = (shape[0], -1)
+            elif len(shape) < 2 and sight == "matrices":
+                shape = (1, -1)
+            view = nn.Parameter(parameter.detach().view(shape))
+            view.grad = parameter.grad.view(shape)
+            found.append(view)
+        return found
 
     @property
     def gradient(self) -> Tensor:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from lorabake.base.cards import Card, Settings
 from lorabake.base.lazy import lazy_module
+from lorabake.protocols.optimizer import OptimizerCard, OptimizerSettings
 
 if TYPE_CHECKING:
     import torch
@@ -20,13 +20,14 @@ else:
     torch = lazy_module("torch")
 
 
-_Decay = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""How much of a running mean stays at each step."""
 
 
-class AdamWSettings(Settings):
+class AdamWSettings(OptimizerSettings):
     """Settings of ``adamw``."""
 
-    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the running mean and of the running square, each from 0 to below 1. 0.9 and 0.99 follow faster, for short runs."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
@@ -76,4 +77,6 @@ class AdamW:
         return self.state[parameter]
 
 
-CARD = Card("optimizer", "adamw", "AdamW, the default: predictable, no surprises.", f"{__name__}:AdamW", AdamWSettings)
+CARD = OptimizerCard(
+    "optimizer", "adamw", "AdamW, the default: predictable, no surprises.", f"{__name__}:AdamW", AdamWSettings
+)

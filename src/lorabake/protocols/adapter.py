@@ -90,6 +90,19 @@ class RescalableLayerType(Protocol):
         ...
 
 
+@runtime_checkable
+class NormedLayerType(Protocol):
+    """A network type whose change of a layer has a size that can be told and scaled. Neither is differentiated."""
+
+    def change_norm(self, base: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
+        """‖ΔW‖, the square root of the sum of squares, at multiplier 1; 0-d."""
+        ...
+
+    def scale_change(self, weights: Mapping[str, Tensor], factor: Tensor) -> None:
+        """Change the weights in place so that ΔW becomes ``factor`` (0-d, above 0) times what it was."""
+        ...
+
+
 class Graft(Protocol):
     """An adapter on a model. Removing it leaves the base bit-identical."""
 

@@ -143,6 +143,11 @@ class Layer:
     aliases: tuple[Alias, ...] = ()
     """Other names it has in files; it is never written under them. No alias is the key of another layer."""
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """What tables by pattern look in: the key, and part and path with dots."""
+        return self.key, f"{self.part}.{self.path}"
+
 
 Tokens = dict[str, "Tensor"]
 """Token ids ``ids_BL`` by text encoder, under the names of parts; every tensor has the batch first. Where captions may be longer

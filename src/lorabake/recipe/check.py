@@ -24,6 +24,7 @@ from lorabake.formats.header import read_header
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
 from lorabake.recipe.objectives import objective_warnings
+from lorabake.recipe.optimizers import optimizer_problems, optimizer_warnings, schedule_problems
 from lorabake.recipe.pictures import (
     Pictures,
     Regularisation,
@@ -122,7 +123,7 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     regularisation = _regularisation(values, facts, dataset, problems, notes)
     held_out = _held_out(values, facts, dataset, kept_back, problems)
     captions = _captions(values, facts, dataset, problems)
-    problems.extend(_contradictions(values, facts))
+    problems.extend(_contradictions(values, facts, captions))
     problems.extend(_preservation(values, dataset))
     problems.extend(_start(values))
     if problems or facts is None or dataset is None:
@@ -132,6 +133,8 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     checked = Checked(
         recipe, facts, dataset, placements, warnings, captions, masks.of_samples, regularisation, held_out
     )
+    if too_long := list(schedule_problems(recipe, checked.total_steps)):
+        raise Problems(subject, too_long, "`lorabake explain schedule` lists what it accepts.")
     return dataclasses.replace(checked, warnings=(*warnings, *_stated(checked)))
 
 
@@ -144,21 +147,38 @@ def _stated(checked: Checked) -> Iterator[str]:
     yield from validation_notes(checked.recipe.validation, checked.held_out, len(checked.dataset))
 
 
-def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iterator[Problem]:
+def _contradictions(
+    values: Mapping[str, Any], facts: ModelFacts | None, captions: Sequence[SeenCaption]
+) -> Iterator[Problem]:
     """What is allowed by itself and cannot work together."""
     model: ModelSettings | None = values.get("model")
     if model is not None and model.t5_tokens is not None and facts is not None and facts.usual_t5_tokens is None:
         what = f"{model.t5_tokens}, but {facts.name} has no T5 text encoder (its family is '{facts.family}'). Leave it out."
         yield Problem("model.t5_tokens", what)
     rates: RateSettings | None = values.get("rates")
-    if rates is not None and rates.lr == 0 and not rates.text_encoder_lr:
+    if rates is not None and rates.lr == 0 and not any(rates.text_encoder_lrs):
         what = "0 here and for the text encoder: nothing would be trained. Give one of them a value."
         yield Problem("optimizer.lr", what)
+    if rates is not None and isinstance(rates.text_encoder_lr, tuple) and captions:
+        given, there = len(rates.text_encoder_lr), len(captions[0].readings)
+        if given != there:
+            what = f"has {given} values, and the model has {there} text encoder{'s' * (there != 1)}. Give one for each, or a single one for all."
+            yield Problem("optimizer.text_encoder_lr", what)
     train: TrainSettings | None = values.get("train")
+    optimizer: Choice | None = values.get("optimizer")
+    if rates is not None and optimizer is not None:
+        yield from optimizer_problems(optimizer, rates, train)
     adapter: Choice | None = values.get("adapter")
     if train is not None and adapter is not None and train.precision == "bf16" and adapter_card(adapter).trains_base:
         what = f"'bf16': adapter '{adapter.name}' trains the weights themselves, which needs fp32. Leave precision out."
         yield Problem("train.precision", what)
+    if train is not None and adapter is not None and train.max_weight_norm and adapter_card(adapter).trains_base:
+        what = (
+            f"adapter '{adapter.name}' trains the weights themselves, whose size is not that of a change. Leave it out."
+        )
+        yield Problem("train.max_weight_norm", what)
+    if train is not None and len(set(train.ema)) < len(train.ema):
+        yield Problem("train.ema", f"{list(train.ema)}: one of them is there twice. Each makes a file of its own.")
 
 
 def _preservation(values: Mapping[str, Any], dataset: Dataset | None) -> Iterator[Problem]:
@@ -346,6 +366,7 @@ def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Seq
         *(f"data.{idle}" for idle in idle_pictures(recipe.data)),
         *(f"data.masks.{idle}" for idle in idle_masks(recipe.data.masks)),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
+        *optimizer_warnings(recipe),
         *(
             f"objective.{told}"
             for told in objective_warnings(recipe.objective, facts.prediction, recipe.train.batch_size)

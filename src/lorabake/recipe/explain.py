@@ -76,6 +76,10 @@ def _entry(name: str, part: str, annotation: Any, default: Any, text: str, allow
 
 def _type(annotation: Any) -> str:
     options = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _type(options[0])
+    if typing.get_origin(annotation) is dict:
+        return "table"
     if typing.get_origin(annotation) is typing.Literal:
         return "whole number" if all(isinstance(option, int) for option in options) else "text"
     if options and typing.get_origin(annotation) is not tuple:
@@ -86,15 +90,21 @@ def _type(annotation: Any) -> str:
         "str": "text",
         "bool": "true or false",
         "Duration": '"N epochs" or "N steps"',
+        "Stretch": 'share, "N %" or "N steps"',
     }
     return names.get(getattr(annotation, "__name__", ""), "list" if typing.get_origin(annotation) is tuple else "path")
 
 
 def _allowed(field: FieldInfo) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    nested = [
+        getattr(limit, "metadata", ())
+        for option in typing.get_args(field.annotation)
+        for limit in typing.get_args(option)[1:]
+    ]
     limits = [
         f"{sign} {getattr(item, name)}"
-        for item in field.metadata
+        for item in [*field.metadata, *(item for items in nested for item in items)]
         for name, sign in signs.items()
         if getattr(item, name, None) is not None
     ]

@@ -15,6 +15,7 @@ from lorabake.base.cards import Settings, cards
 from lorabake.base.errors import Problem, UserError, nearest
 from lorabake.protocols.family import Prediction
 from lorabake.recipe.objectives import default_objective, objective_problems
+from lorabake.recipe.optimizers import optimizer_card
 from lorabake.recipe.recipe import Choice
 from lorabake.recipe.sections import BESIDE, PARTS, SECTIONS, ModelSettings
 
@@ -100,6 +101,7 @@ def parse_sections(
     values: dict[str, Any] = {
         name: _section(name, settings, raw.get(name, {}), problems) for name, settings in SECTIONS.items()
     }
+    reasons: dict[str, str] = {}
     for name, default in PARTS.items():
         given = raw.get(name, {})
         if not isinstance(given, Mapping):
@@ -111,10 +113,16 @@ def parse_sections(
             beside = {key: given.pop(key) for key in settings.model_fields if key in given}
             values[field] = _section(name, settings, beside, problems)
         if name == "objective" and prediction and "name" not in given:
-            values["reasons"] = {"objective.name": f"the base model predicts {prediction}"}
+            reasons["objective.name"] = f"the base model predicts {prediction}"
+        optimizer = values.get("optimizer")
+        if name == "schedule" and optimizer and "name" not in given and optimizer_card(optimizer).averages:
+            default = "constant"
+            reasons["schedule.name"] = f"'{optimizer.name}' averages the weights instead of letting the rate decay"
         values[name] = choice = _choice(name, given, default or default_objective(prediction), problems)
         if name == "objective" and choice:
             problems.extend(objective_problems(choice, prediction))
+    if reasons:
+        values["reasons"] = reasons
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -124,6 +132,8 @@ def _choice(kind: str, given: dict[str, Any], default: str, problems: list[Probl
     if name not in known:
         problems.append(Problem(f"{kind}.name", f"'{name}' is not a known {kind}. {nearest(str(name), known)}"))
         return None
+    if missing := known[name].missing():
+        problems.append(Problem(f"{kind}.name", missing))
     settings = _section(kind, known[name].settings, given, problems, owner=name)
     return Choice(name, settings) if settings is not None else None
 

@@ -11,6 +11,7 @@ from lorabake.objectives.timesteps import SHIFT
 from lorabake.protocols.adapter import AdapterCard
 from lorabake.protocols.family import ModelFacts
 from lorabake.recipe.objectives import reads
+from lorabake.recipe.optimizers import optimizer_card
 from lorabake.recipe.preservation import with_trigger
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.sections import file_name
@@ -54,20 +55,28 @@ def resolve_buckets(buckets: BucketConfig, facts: ModelFacts) -> BucketConfig:
 
 
 def _rates(recipe: Recipe, facts: ModelFacts) -> Recipe:
-    card = adapter_card(recipe.adapter)
+    card, optimizer = adapter_card(recipe.adapter), optimizer_card(recipe.optimizer)
     if recipe.rates.lr is None:
         lr, why = card.usual_lr, f"usual for AdamW and adapter '{card.name}'"
         if facts.small and not card.trains_base:
             lr, why = SMALL_MODEL_LR, f"{facts.name} is small: narrow layers need a higher rate than the usual {lr:g}"
+        if optimizer.adapts:
+            lr, why = 1.0, f"'{optimizer.name}' finds the learning rate itself: this is a factor on it"
+        elif optimizer.of_adamw != 1:
+            lr, why = float(f"{lr * optimizer.of_adamw:g}"), f"{optimizer.of_adamw:g} times what AdamW takes: {why}"
         recipe = recipe.with_value("optimizer", "lr", lr, why)
     if recipe.rates.text_encoder_lr is None:
         rate, why = (recipe.rates.lr or 0) / 2, "half of lr: the text encoder over-trains first"
+        if optimizer.adapts:
+            rate, why = recipe.rates.lr or 0.0, f"'{optimizer.name}' finds the learning rate itself"
         if facts.prediction == "flow":
             rate, why = (
                 0.0,
                 "flow models are told most by a text encoder too large to train; its output is cached instead",
             )
         recipe = recipe.with_value("optimizer", "text_encoder_lr", rate, why)
+    if optimizer.limits_updates and "max_grad_norm" not in recipe.train.model_fields_set:
+        recipe = recipe.with_value("train", "max_grad_norm", 0.0, f"'{optimizer.name}' limits its updates itself")
     return recipe
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from lorabake.base import patterns
 from lorabake.base.cards import Settings
 from lorabake.base.units import Duration, Epochs
 from lorabake.dataset.buckets import BucketConfig
@@ -16,6 +17,8 @@ from lorabake.dataset.caption import CaptionConfig, replaced
 from lorabake.dataset.masks import MaskConfig
 from lorabake.protocols.family import MOST_T5_TOKENS, TextOption, TextOptions
 
+Rate = Annotated[float, Field(ge=0, le=10)]
+"""A learning rate."""
 MaxTokens = Literal[75, 150, 225]
 """What ``model.max_tokens`` may be."""
 
@@ -113,8 +116,28 @@ class RateSettings(Settings):
 
     lr: float | None = Field(default=None, ge=0, le=10)
     """Learning rate of the denoiser; 0 leaves it untrained. 1e-4 is usual for LoRA on full-size models."""
-    text_encoder_lr: float | None = Field(default=None, ge=0, le=10)
-    """Learning rate of the text encoder; 0 leaves it untrained and lets its output be cached. Default: half of lr."""
+    text_encoder_lr: Rate | tuple[Rate, ...] | None = None
+    """Learning rate of the text encoders, or a list with one for each; 0 leaves it untrained and lets its output be cached. Default: half of lr."""
+    block_lr: dict[str, float] | None = None
+    """Table of factors on the learning rate: pattern = factor. A pattern is a piece of a layer's name (mid_block, down_blocks.0) or a regular
+    expression; the first that is found decides, other layers have factor 1. To leave layers out, see adapter.block_rank."""
+    lora_plus_ratio: float | None = Field(default=None, gt=1, le=1000)
+    """LoRA+ (arXiv 2402.12354): weights that begin at zero (lora_up) learn this many times as fast. Absent: off. 4 to 16 where used, at a lower lr."""
+
+    @field_validator("block_lr")
+    @classmethod
+    def _is_a_table_of_factors(cls, table: dict[str, float] | None) -> dict[str, float] | None:
+        for pattern, factor in (table or {}).items():
+            if not 0 < factor <= 1000:
+                raise ValueError(f"the factor of '{pattern}' is {factor:g}: it must be above 0, and at most 1000")
+        patterns.checked(table)
+        return table
+
+    @property
+    def text_encoder_lrs(self) -> tuple[float, ...]:
+        """The text encoders' rates that are given."""
+        given = self.text_encoder_lr
+        return given if isinstance(given, tuple) else () if given is None else (given,)
 
 
 class StartSettings(Settings):
@@ -136,6 +159,12 @@ class TrainSettings(Settings):
     """Forward passes per optimizer step: the effective batch is batch_size × this."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this joint L2 norm; 0 never. 1 is usual."""
+    max_weight_norm: float | None = Field(default=None, gt=0, le=1000)
+    """No layer's change may be larger than this: after each step what is, is scaled down to it (kohya's scale_weight_norms). Absent: no limit. 1 keeps
+    a LoRA gentle beside others."""
+    ema: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Decays of running averages of the weights, such as [0.99, 0.999]: for each, every checkpoint gets a second file, NAME-ema0.99. Averages are
+    smoother than the last step; 0.99 looks back over some hundred steps. They never change the training."""
     seed: int = Field(default=42, ge=0, lt=2**63)
     """Everything random derives from it: the same recipe gives the same bytes."""
     precision: Literal["fp32", "bf16"] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from lorabake.recipe.recipe import Recipe
@@ -27,7 +28,12 @@ def to_toml(recipe: Recipe) -> str:
 
 def _line(recipe: Recipe, dotted: str, name: str, value: Any) -> str:
     reason = recipe.reasons.get(dotted)
-    return f"{name} = {_value(value)}" + _comment(reason)
+    return f"{_key(name)} = {_value(value)}" + _comment(reason)
+
+
+def _key(name: str) -> str:
+    """A name bare where TOML takes it so: tables by pattern have any text for a name."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _value(name)
 
 
 def _value(value: Any) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from lorabake.adapters import graft
+from lorabake.adapters._norms import norm_limit
 from lorabake.base.cards import Settings, find
 from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Events
@@ -16,13 +18,16 @@ from lorabake.dataset.caption import is_static
 from lorabake.families import family_card, load_model
 from lorabake.families.networks.noise import betas_of
 from lorabake.objectives._settings import ObjectiveSettings
+from lorabake.optimizers._averages import Averages
+from lorabake.optimizers._build import build
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import Model, Part
 from lorabake.protocols.objective import Objective
-from lorabake.protocols.optimizer import Optimizer
-from lorabake.recipe import Checked, Recipe
+from lorabake.protocols.optimizer import OptimizerCard, OptimizerSettings
+from lorabake.recipe import Checked
 from lorabake.recipe.pictures import Pictures
+from lorabake.recipe.sections import TrainSettings
 from lorabake.train.asked import Asked
 from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, CudaGraphs, Inputs
@@ -30,6 +35,7 @@ from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import Bake, loss_of
 from lorabake.train.masks import MaskInputs, weights
 from lorabake.train.preservation import KeptInputs
+from lorabake.train.rates import begins_at_zero, rate_groups, rates_by_part
 from lorabake.train.starting import start_from_file
 from lorabake.train.text import TextSource
 from lorabake.train.validation import HeldOut, inputs_of
@@ -60,18 +66,18 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     latents = [found for views, folder in zip(seen, checked.pictures, strict=True)
                for found in _latents(views, folder.home, model, events, stop)]  # fmt: skip
     views = [of_sample for of_folder in seen for of_sample in of_folder]
-    text_rate = recipe.rates.text_encoder_lr or 0.0
-    rates: dict[Part, float] = dict.fromkeys(model.parts, text_rate)
-    rates["denoiser"] = recipe.rates.lr or 0.0
-    parts: tuple[Part, ...] = tuple(part for part in model.parts if rates[part] > 0)
+    rates = rates_by_part(recipe.rates, tuple(model.parts))
+    parts: tuple[Part, ...] = tuple(rates)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
+    ups = begins_at_zero(grafted) if recipe.rates.lora_plus_ratio else frozenset()
     grafted.training = True
     began = recipe.start.start_from
     started_from = start_from_file(Path(began), grafted, checked.facts, events) if began else None
     model.checkpoint_gradients(recipe.train.gradient_checkpointing)
-    groups = [FlatGroup(part, parameters) for part, parameters in grafted.parameters().items()]
-    base_rates = [rates[group.name] for group in groups]  # pyright: ignore[reportArgumentType]
-    text = TextSource(model, trained=text_rate > 0, repeating=is_static(recipe.data.captions))
+    groups, base_rates = rate_groups(grafted, recipe.rates, rates, ups)
+    averages = Averages(groups, recipe.train.ema) if recipe.train.ema else None
+    card = cast(OptimizerCard, find("optimizer", recipe.optimizer.name))
+    text = TextSource(model, trained=parts != ("denoiser",), repeating=is_static(recipe.data.captions))
     objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
     noted_2B = torch.zeros(2, recipe.train.batch_size, device=model.device)
     beside = Beside.of(objective)
@@ -84,7 +90,10 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         text=text,
         groups=groups,
         base_rates=base_rates,
-        optimizer=_optimizer(recipe, groups, base_rates),
+        optimizer=build(card, cast(OptimizerSettings, recipe.optimizer.settings), groups, base_rates),
+        rate_of=card.rate,
+        averages=averages,
+        settle=_settling(recipe.train, grafted, averages),
         samples=[sample for pictures in checked.pictures for sample in pictures.samples],
         latents=latents,
         framings=[[view.framing for view in of_sample] for of_sample in views],
@@ -177,6 +186,24 @@ def _more_inputs(
         yield lambda asked: {"weight_B": torch.tensor([counts[index] for index, _ in asked.views])}
 
 
+def _settling(
+    train: TrainSettings, grafted: Graft, averages: Averages | None
+) -> tuple[Callable[[int], Mapping[str, float]], ...]:
+    """What happens to the weights after each step: limits first, then averages of what they left."""
+    found: list[Callable[[int], Mapping[str, float]]] = []
+    if train.max_weight_norm is not None:
+        limit = norm_limit(grafted, train.max_weight_norm)
+        found.append(lambda step: limit())
+    if averages is not None:
+
+        def average(step: int) -> Mapping[str, float]:
+            averages.update(step)
+            return {}
+
+        found.append(average)
+    return tuple(found)
+
+
 def _captured(
     model: Model,
     objective: Objective,
@@ -197,12 +224,3 @@ def _captured(
         CudaGraphs(model.device),
     )
     return Captured(of_inputs, groups, model.device, record, not_recorded, grafted.ahead)
-
-
-def _optimizer(recipe: Recipe, groups: list[FlatGroup], rates: list[float]) -> Optimizer:
-    card = find("optimizer", recipe.optimizer.name)
-    arguments = recipe.optimizer.settings.model_dump()
-    return card.load()(
-        [{"params": [group.values], "lr": rate} for group, rate in zip(groups, rates, strict=True)],
-        **arguments,
-    )

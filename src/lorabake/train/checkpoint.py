@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,8 @@ from lorabake.dataset.folder import Sample
 from lorabake.formats.kohya import write_lora
 from lorabake.formats.metadata import ModelSpec, TrainingFacts, training_metadata
 from lorabake.optimizers.schedules import ScheduleCard, ScheduleSettings
-from lorabake.recipe import Checked
+from lorabake.protocols.optimizer import OptimizerSettings
+from lorabake.recipe import Checked, Recipe
 from lorabake.train.loop import Bake
 
 
@@ -25,14 +27,19 @@ def checkpoint_name(name: str, bake: Bake, step: int) -> str:
     return f"{name}-step{step:08d}" if inside else f"{name}-{epoch:06d}"
 
 
-def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int) -> Path:
-    """Write the adapter as it is after ``step`` optimizer steps; returns its path."""
-    name = checkpoint_name(checked.recipe.output.name or "lora", bake, step)
+def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int, ema: float | None = None) -> Path:
+    """Write the adapter as it is after ``step`` optimizer steps; returns its path. ``ema``: its weights are the average of this decay."""
+    name = checkpoint_name(checked.recipe.output.name or "lora", bake, step) + (f"-ema{ema:g}" if ema else "")
     if bake.graft.card.saves == "model":
         bake.model.save(folder / name)
         return folder / name
     path = folder / f"{name}.safetensors"
-    write_lora(path, bake.graft.tensors(), training_metadata(_facts(checked, bake, step)), checked.recipe.save.dtype)
+    write_lora(
+        path,
+        bake.graft.tensors(),
+        training_metadata(replace(_facts(checked, bake, step), ema_decay=ema)),
+        checked.recipe.save.dtype,
+    )
     return path
 
 
@@ -90,16 +97,35 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         gradient_checkpointing=train.gradient_checkpointing,
         learning_rate=recipe.rates.lr or 0.0,
         unet_lr=recipe.rates.lr,
-        text_encoder_lr=recipe.rates.text_encoder_lr,
-        optimizer=f"{type(bake.optimizer).__module__}.{type(bake.optimizer).__name__}({_arguments(recipe.optimizer.settings.model_dump())})",
+        text_encoder_lr=list(text_rates)
+        if isinstance(text_rates := recipe.rates.text_encoder_lr, tuple)
+        else text_rates,
+        optimizer=_optimizer(checked, bake),
         lr_scheduler=schedule.kohya_name or schedule.name,
-        lr_warmup_steps=round(warmup * bake.total_steps),
+        lr_scheduler_args=recipe.schedule.settings.model_dump(mode="json", exclude_defaults=True, exclude={"warmup"}),
+        lr_warmup_steps=warmup.steps(bake.total_steps),
         max_grad_norm=train.max_grad_norm,
+        scale_weight_norms=train.max_weight_norm,
         mixed_precision="bf16" if train.precision == "bf16" else "no",
         seed=train.seed,
-        **recipe.adapter.settings.metadata(),
+        **_adapter_facts(recipe),
         **recipe.objective.settings.metadata(),
     )
+
+
+def _adapter_facts(recipe: Recipe) -> dict[str, Any]:
+    """What the adapter says of itself; rates by layer are among its arguments, as other trainers have them."""
+    told = recipe.adapter.settings.metadata()
+    by_layer = {"loraplus_lr_ratio": recipe.rates.lora_plus_ratio, "block_lr": recipe.rates.block_lr}
+    given = {name: value for name, value in by_layer.items() if value is not None}
+    return {**told, "network_args": {**told.get("network_args", {}), **given}}
+
+
+def _optimizer(checked: Checked, bake: Bake) -> str:
+    """The class that steps and what it was made with, as other tools write it."""
+    arguments = cast(OptimizerSettings, checked.recipe.optimizer.settings).arguments()
+    made_with = ",".join(f"{name}={value}" for name, value in arguments.items())
+    return f"{type(bake.optimizer).__module__}.{type(bake.optimizer).__name__}({made_with})"
 
 
 def _validation(checked: Checked) -> dict[str, Any]:
@@ -113,10 +139,6 @@ def _validation(checked: Checked) -> dict[str, Any]:
         "validation_split": settings.share,
         f"validate_every_n_{every.unit}": every.count,
     }
-
-
-def _arguments(settings: Mapping[str, Any]) -> str:
-    return ",".join(f"{name}={value}" for name, value in settings.items())
 
 
 def _folders(samples: Sequence[Sample], top: str) -> dict[str, dict[str, int]]:

@@ -51,6 +51,9 @@ _REFUSED = {
     "adapter.rank": "the weights so far have other shapes",
     "adapter.conv_rank": "the weights so far have other shapes",
     "optimizer.name": "the other optimizer's memory means nothing to it",
+    "optimizer.block_lr": "the weights so far lie in other groups",
+    "optimizer.lora_plus_ratio": "the weights so far lie in other groups",
+    "train.ema": "the averages so far are others",
     "train.seed": _SHOWN_TWICE,
 }
 _MEANING = {

@@ -20,7 +20,7 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 def drop_old(run: Run, keep: int | None, events: Events) -> None:
-    """Delete all but the newest ``keep`` checkpoints, with the states kept for them; None keeps all.
+    """Delete the checkpoints of all but the newest ``keep`` steps that have any, with the states kept for them; None keeps all.
 
     Checkpoints whose bytes are no longer those that were written stay, and count for nothing.
 
@@ -30,7 +30,8 @@ def drop_old(run: Run, keep: int | None, events: Events) -> None:
     if keep is None:
         return
     told = run.checkpoint_events()
-    for event in told[:-keep]:
+    newest = sorted({event["step"] for event in told})[-keep:]  # a step may have files of averages too
+    for event in (event for event in told if event["step"] not in newest):
         path = run.folder / event["file"]
         if fingerprint(path) != event.get("digest"):
             continue

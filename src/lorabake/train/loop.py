@@ -6,8 +6,10 @@ Legend: B batch, C channels, H and W latent height and width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from lorabake.dataset.caption import CaptionConfig, caption_for_step, without_ad
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.order import Batch, epoch_batches
 from lorabake.dataset.regularisation import Turns
+from lorabake.optimizers._averages import Averages
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
@@ -54,6 +57,12 @@ class Bake:
     buckets: Sequence[tuple[int, int]]
     steps_per_epoch: int
     total_steps: int
+    averages: Averages | None = None
+    """Running averages of the weights, written beside them."""
+    rate_of: Callable[[Mapping[str, Any]], float] = itemgetter("lr")
+    """The learning rate that one of the optimizer's groups really has."""
+    settle: Sequence[Callable[[int], Mapping[str, float]]] = ()
+    """What is done to the weights after each of the optimizer's steps (told which, from 0); returns what is to be told of the step."""
     captured: Captured | None = None
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
     turns: Turns | None = None
@@ -89,6 +98,8 @@ class Step:
     images: int
     pictures: Sequence[tuple[int, float, float]] = ()
     """Sample, timestep and loss of each row, to six digits; the loss is the picture's own, before any weight of it."""
+    more: Mapping[str, float] = field(default_factory=dict)
+    """What else there is to tell."""
 
 
 def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[int], bool]) -> int:
@@ -111,10 +122,8 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
         for batches in _epoch(bake, step // per_epoch, skip=step % per_epoch):
             done = optimizer_step(bake, step, batches)
             step += 1
-            rates = {
-                group.name: param_group["lr"]
-                for group, param_group in zip(bake.groups, bake.optimizer.param_groups, strict=True)
-            }
+            stepped = zip(bake.groups, bake.optimizer.param_groups, strict=True)
+            rates = {group.name: bake.rate_of(param_group) for group, param_group in stepped}
             events.emit(
                 "step",
                 step=step,
@@ -124,6 +133,7 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
                 images=done.images,
                 lr=rates,
                 pictures=done.pictures,
+                **done.more,
             )
             if after_step(step) or step == bake.total_steps:
                 return step
@@ -154,7 +164,8 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
     bake.optimizer.step()
     if bake.beside:
         bake.beside.optimizer.step()
-    return Step(loss_value, norm_value, sum(map(len, batches)), _by_picture(batches, told[2:]))
+    more = {name: value for settle in bake.settle for name, value in settle(step).items()}
+    return Step(loss_value, norm_value, sum(map(len, batches)), _by_picture(batches, told[2:]), more)
 
 
 def _by_picture(batches: Sequence[Batch], noted: Sequence[float]) -> list[tuple[int, float, float]]:
@@ -285,6 +296,6 @@ def _diagnose(bake: Bake, step: int, batches: Sequence[Batch], loss: float) -> s
     elif bake.model.dtype != torch.float32:
         cause = f"Likely an overflow in {bake.model.dtype}: train with precision fp32"
     else:
-        rates = ", ".join(f"{group['lr']:g}" for group in bake.optimizer.param_groups)
+        rates = ", ".join(f"{bake.rate_of(group):g}" for group in bake.optimizer.param_groups)
         cause = f"Likely a learning rate that is too high (now {rates}): try a tenth of it"
     return f"{where}. {pictures} {cause}. The last good files are kept."

@@ -17,6 +17,7 @@ from lorabake.base.files import rename, write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
 from lorabake.families import family_card
+from lorabake.optimizers._build import finished_weights
 from lorabake.recipe import Checked
 from lorabake.recipe.toml import to_toml
 from lorabake.sampling.draw import check as check_prompts
@@ -167,10 +168,16 @@ class _Start:
         known = self.run if self.run.exists() else self.origin.run if self.origin else None
         if known:
             check_shapes(known, self.changes, bake.graft)
-        progress = load_state(self.run.state, bake.groups, bake.optimizer, bake.beside) if self.run.exists() else None
+        progress = (
+            load_state(self.run.state, bake.groups, bake.optimizer, bake.beside, bake.averages)
+            if self.run.exists()
+            else None
+        )
         sittings = list(self.sittings)
         if progress is None and self.origin:
-            progress = Progress(read_state(self.origin.state, bake.groups, bake.optimizer, bake.beside).step, 0)
+            progress = Progress(
+                read_state(self.origin.state, bake.groups, bake.optimizer, bake.beside, bake.averages).step, 0
+            )
         elif progress is None and sittings and "from_state" in sittings[0]:
             raise UserError(f"The state that {self.run.folder} began from is gone. Give it again with --from-state.")
         progress = progress or Progress(0, 0)
@@ -187,7 +194,7 @@ class _Start:
         for left in states_of(self.run.state):  # of a start that came to nothing
             left.unlink()
         if self.origin:
-            save_state(self.run.state, progress, bake.groups, bake.optimizer, bake.beside)
+            save_state(self.run.state, progress, bake.groups, bake.optimizer, bake.beside, bake.averages)
 
 
 def _check_base(bake: Bake) -> None:
@@ -259,29 +266,32 @@ class _Session:
         return steps
 
     def _make_way(self) -> None:
-        """What was the last checkpoint of a shorter run gets the name it has in a longer one, which will write another last one."""
+        """What were the last checkpoints of a shorter run get the names they have in a longer one, which will write other last ones."""
         run, bake = self._run, self._bake
         suffix = "" if bake.graft.card.saves == "model" else ".safetensors"
         told = {event["file"]: event for event in run.read_events() if event["kind"] == "checkpoint"}
-        event = told.get(_checkpoint_file(run, self._checkpoint_file(bake.total_steps) + suffix))
-        if event is None or event["step"] >= bake.total_steps:
-            return
-        way = _checkpoint_file(run, self._checkpoint_file(event["step"]) + suffix)
-        if way not in told and (run.folder / event["file"]).exists() | (run.folder / way).exists():
-            if not (run.folder / way).exists():
-                rename(run.folder / event["file"], run.folder / way)
-            self._log.emit("checkpoint", step=event["step"], file=way, digest=event["digest"])
+        for ending in [*(f"-ema{decay:g}{suffix}" for decay in self._checked.recipe.train.ema), suffix]:
+            event = told.get(_checkpoint_file(run, self._checkpoint_file(bake.total_steps) + ending))
+            if event is None or event["step"] >= bake.total_steps:
+                continue
+            way = _checkpoint_file(run, self._checkpoint_file(event["step"]) + ending)
+            if way not in told and (run.folder / event["file"]).exists() | (run.folder / way).exists():
+                if not (run.folder / way).exists():
+                    rename(run.folder / event["file"], run.folder / way)
+                self._log.emit(**{**event, "file": way})
 
     def _after_step(self, step: int) -> bool:
         bake, last = self._bake, step == self._bake.total_steps
         saved = last or step % self._saves_every == 0
         path = None
         if saved:
-            path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
-            file = path.relative_to(self._run.folder).as_posix()
-            self._log.emit("checkpoint", step=step, file=file, digest=fingerprint(path))
-        if self._samples.due(step):
-            self._samples.draw(step, path, self._log, self._listeners)
+            self._write_averages(step)
+        with finished_weights(bake.optimizer, bake.groups) if self._looks(step, saved) else contextlib.nullcontext():
+            if saved:
+                path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
+                self._tell_checkpoint(step, path)
+            if self._samples.due(step):
+                self._samples.draw(step, path, self._log, self._listeners)
         if last or step % self._asks_every == 0:
             self._validate(step)
         stop = not last and self._stop()
@@ -289,20 +299,41 @@ class _Session:
             self._save(Progress(step, self._file.sync()), beside_checkpoint=saved)
         return stop
 
+    def _looks(self, step: int, saved: bool) -> bool:
+        """Whether the weights are wanted as a finished LoRA has them."""
+        return saved or self._samples.due(step)
+
+    def _tell_checkpoint(self, step: int, path: Path, **more: Any) -> None:
+        file = path.relative_to(self._run.folder).as_posix()
+        self._log.emit("checkpoint", step=step, file=file, digest=fingerprint(path), **more)
+
     def _save(self, progress: Progress, beside_checkpoint: bool) -> None:
         """The state; only when it is safe, checkpoints that shall not stay are dropped."""
         bake, save = self._bake, self._checked.recipe.save
+        kept = (bake.groups, bake.optimizer, bake.beside, bake.averages)
         if beside_checkpoint and save.keep_state:
-            save_state(self._run.states, progress, bake.groups, bake.optimizer, bake.beside, keep=None)
-        save_state(self._run.state, progress, bake.groups, bake.optimizer, bake.beside)
+            save_state(self._run.states, progress, *kept, keep=None)
+        save_state(self._run.state, progress, *kept)
         if beside_checkpoint:
             drop_old(self._run, save.keep, self._listeners)
         self._state_due = time.monotonic() + save.state_every
 
+    def _write_averages(self, step: int) -> None:
+        """A file for each running average, before the checkpoint's own, so that this is the last that is told of."""
+        averages = self._bake.averages
+        if averages is None:
+            return
+        for decay in averages.decays:
+            with averages.as_weights(decay):
+                path = write_checkpoint(self._run.checkpoints, self._checked, self._bake, step, decay)
+            self._tell_checkpoint(step, path, ema=decay)
+
     def _validate(self, step: int) -> None:
         """The loss of the held-out pictures, where there are any."""
         if self._bake.held_out:
-            self._log.emit("validation", step=step, **self._bake.held_out.compare().told())
+            with finished_weights(self._bake.optimizer, self._bake.groups):
+                told = self._bake.held_out.compare().told()
+            self._log.emit("validation", step=step, **told)
 
     def _tell_picture_losses(self) -> None:
         """The table of all pictures, and which of them stand out."""

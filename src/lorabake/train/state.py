@@ -1,11 +1,11 @@
-"""The state a killed run continues from: weights, optimizer moments and the step. Randomness needs no state (see ``base.streams``)."""
+"""The state a killed run continues from: weights, all that the optimizer keeps, and the step. Randomness needs no state (see ``base.streams``)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lorabake.base.errors import UserError
 from lorabake.base.files import sha256_file, write_atomic
+from lorabake.optimizers._averages import Averages
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.train.beside import Beside
@@ -40,16 +41,23 @@ def save_state(
     groups: Sequence[FlatGroup],
     optimizer: Optimizer,
     beside: Beside | None = None,
+    averages: Averages | None = None,
+    *,
     keep: int | None = _KEEP,
 ) -> None:
     """Write the state whole, under a name that holds its hash, then drop older ones but for the newest ``keep`` (None drops none)."""
-    tensors: dict[str, Tensor] = {}
-    for group, owner in _owned(groups, optimizer, beside):
-        tensors[f"{group.name}.values"] = group.values.detach()
-        for name, value in owner.state[group.values].items():
-            tensors[f"{group.name}.optimizer.{name}"] = torch.as_tensor(value)
-    header = {"progress": json.dumps({"step": progress.step, "log_size": progress.log_size})}
-    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)
+    kept = _Kept()
+    for name, average in averages.tensors().items() if averages else ():
+        kept.put(name, {"values": average}, groups[0].values.device)
+    for group, param_group, state in _owned(groups, optimizer, beside):
+        home = group.values.device
+        kept.put(group.name, {"values": group.values}, home)
+        kept.put(f"{group.name}.group", {name: param_group[name] for name in param_group if name != "params"}, home)
+        for index, parameter in enumerate(param_group["params"]):
+            kept.put(f"{group.name}.optimizer.{index}", state.get(parameter, {}), home)
+    told = {**asdict(progress), "values": kept.values, "on_cpu": sorted(kept.on_cpu)}
+    header = {"progress": json.dumps(told, sort_keys=True)}  # one entry: several would lie in any order
+    data = save({name: tensor.cpu().contiguous() for name, tensor in kept.tensors.items()}, header)
     path = folder / f"step{progress.step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
     write_atomic(path, data)
     for same_step in states_of(folder, progress.step):
@@ -78,14 +86,18 @@ def step_of(path: Path) -> int:
 
 
 def load_state(
-    folder: Path, groups: Sequence[FlatGroup], optimizer: Optimizer, beside: Beside | None = None
+    folder: Path,
+    groups: Sequence[FlatGroup],
+    optimizer: Optimizer,
+    beside: Beside | None = None,
+    averages: Averages | None = None,
 ) -> Progress | None:
-    """Put the newest undamaged state back into ``groups``, ``optimizer`` and ``beside``; None when there is none."""
+    """Put the newest undamaged state back into ``groups``, ``optimizer``, ``beside`` and ``averages``; None when there is none."""
     for path in reversed(states_of(folder)):
         if not is_whole(path):
             path.unlink()
             continue
-        return read_state(path, groups, optimizer, beside)
+        return read_state(path, groups, optimizer, beside, averages)
     return None
 
 
@@ -94,30 +106,98 @@ def is_whole(path: Path) -> bool:
     return sha256_file(path) == path.stem.partition("-")[2]
 
 
-def read_state(path: Path, groups: Sequence[FlatGroup], optimizer: Optimizer, beside: Beside | None = None) -> Progress:
-    """Put a whole state back into ``groups``, ``optimizer`` and ``beside``."""
+def read_state(
+    path: Path,
+    groups: Sequence[FlatGroup],
+    optimizer: Optimizer,
+    beside: Beside | None = None,
+    averages: Averages | None = None,
+) -> Progress:
+    """Put a whole state back into ``groups``, ``optimizer``, ``beside`` and ``averages``."""
+    kept = _Kept()
     with safe_open(path, framework="pt") as file:
-        found = json.loads(file.metadata()["progress"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    for group, owner in _owned(groups, optimizer, beside):
-        _restore(tensors, group, owner)
-    return Progress(found["step"], found["log_size"])
+        told = json.loads(file.metadata()["progress"])
+        kept.tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+    kept.values.update(told["values"])
+    kept.on_cpu.update(told["on_cpu"])
+    found = kept.by_place(groups[0].values.device)
+    for name, average in averages.tensors().items() if averages else ():
+        average.copy_(found[name]["values"])
+    for group, param_group, state in _owned(groups, optimizer, beside):
+        _restore(found, group, param_group, state)
+    return Progress(told["step"], told["log_size"])
 
 
 def _owned(
     groups: Sequence[FlatGroup], optimizer: Optimizer, beside: Beside | None
-) -> Iterator[tuple[FlatGroup, Optimizer]]:
-    """Every group that is stepped on, and by whom."""
-    yield from ((group, optimizer) for group in groups)
+) -> Iterator[tuple[FlatGroup, dict[str, Any], MutableMapping[Tensor, dict[str, Any]]]]:
+    """Every group that is stepped on, with what its optimizer keeps of it: by group, and by weight."""
+    for group, param_group in zip(groups, optimizer.param_groups, strict=True):
+        yield group, param_group, optimizer.state
     if beside:
-        yield beside.group, beside.optimizer
+        yield beside.group, beside.optimizer.param_groups[0], beside.optimizer.state
 
 
-def _restore(tensors: dict[str, Tensor], group: FlatGroup, optimizer: Optimizer) -> None:
-    group.values.data.copy_(tensors[f"{group.name}.values"])
-    prefix = f"{group.name}.optimizer."
-    state: dict[str, Any] = {
-        name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
-    }
-    if state:
-        optimizer.state[group.values] = {name: tensor.to(group.values.device) for name, tensor in state.items()}
+def _restore(
+    found: Mapping[str, Mapping[str, Any]],
+    group: FlatGroup,
+    param_group: dict[str, Any],
+    state: MutableMapping[Tensor, dict[str, Any]],
+) -> None:
+    group.values.data.copy_(found[group.name]["values"])
+    param_group.update(found.get(f"{group.name}.group", {}))
+    for index, parameter in enumerate(param_group["params"]):
+        if kept := found.get(f"{group.name}.optimizer.{index}"):
+            state[parameter] = {name: _lying_as(parameter, value) for name, value in kept.items()}
+
+
+def _lying_as(parameter: Tensor, value: Any) -> Any:
+    """What is kept of every number of a weight lies in memory as the weight does: sums would differ in the last bit."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or parameter.is_contiguous():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
+
+
+class _Kept:
+    """What there is to keep: by place (``denoiser.optimizer.0``) and, behind a dot, by name (``exp_avg``)."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.values: dict[str, Any] = {}
+        """What is no tensor, as JSON has it."""
+        self.on_cpu: set[str] = set()
+        """Tensors on the CPU beside weights on a GPU: some optimizers count their steps there."""
+        self._memory: set[int] = set()
+
+    def put(self, place: str, content: Mapping[str, Any], home: torch.device) -> None:
+        """Keep what belongs to weights on the device ``home``."""
+        for name, value in content.items():
+            key = f"{place}.{name}"
+            if not isinstance(value, Tensor):
+                self.values[key] = _told(value)
+                continue
+            if value.device.type != home.type:
+                self.on_cpu.add(key)
+            shared = value.data_ptr() in self._memory  # tables that several weights use
+            self._memory.add(value.data_ptr())
+            self.tensors[key] = value.detach().clone() if shared else value.detach()
+
+    def by_place(self, home: torch.device) -> dict[str, dict[str, Any]]:
+        """Everything as it was put, for weights on the device ``home``."""
+        found: dict[str, dict[str, Any]] = {}
+        for key, tensor in self.tensors.items():
+            place, _, name = key.rpartition(".")
+            found.setdefault(place, {})[name] = tensor if key in self.on_cpu else tensor.to(home)
+        for key, value in self.values.items():
+            place, _, name = key.rpartition(".")
+            found.setdefault(place, {})[name] = _untold(value)
+        return found
+
+
+def _told(value: Any) -> Any:
+    """A number, a word, nothing, or a tuple of such as JSON: numbers come back to the last bit, and tuples as tuples."""
+    return {"tuple": [_told(item) for item in value]} if isinstance(value, tuple) else value
+
+
+def _untold(value: Any) -> Any:
+    return tuple(_untold(item) for item in value["tuple"]) if isinstance(value, dict) else value
