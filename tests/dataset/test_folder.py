@@ -197,6 +197,15 @@ def test_shared_lines_and_orphans_are_noted(tmp_path: Path) -> None:
     assert "1 caption files belong to no picture: gone.txt." in notes
 
 
+def test_every_line_where_it_is_asked_for(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    caption(tmp_path / "a.txt", "\r\nred, Hat\r\n\r\n hat, blue \n")
+    dataset = open_dataset(tmp_path, every_line=True)
+    assert dataset.samples[0].caption == "red, Hat\nhat, blue"
+    assert not dataset.notes
+    assert dataset.tag_frequency() == {tmp_path.name: {"red": 1, "hat": 1, "blue": 1}}
+
+
 # --- masks ---
 
 

@@ -26,6 +26,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "data__captions__tag_dropout": 0.2, "adapter__dropout": 0.1, "adapter__rank_dropout": 0.1, "adapter__module_dropout": 0.1,
         "schedule__warmup": 0.3, "sample__prompts": [PROMPT],
     },
+    "captions left to chance": {
+        "train__length": "10 steps", "save__every": "3 steps", "data__captions__wildcards": True, "data__captions__token_warmup": 0.5,
+        "data__captions__suffix": ", {red|blue} sky", "data__captions__caption_dropout_every_n_epochs": 2,
+    },
     "cached text": {"train__length": "10 steps", "save__every": "1 epoch", "optimizer__text_encoder_lr": 0.0},
     "states at checkpoints only": {"train__length": "10 steps", "save__every": "3 steps", "save__state_every": 1e6},
     "a whole model": {"adapter__name": "full", "adapter__rank": None, "train__length": "6 steps", "save__every": "2 steps"},

@@ -14,10 +14,11 @@ from lorabake.dataset.scan import MASK_FOLDER, MASK_SUFFIX, Listing, PictureFile
 class Captions:
     """Finds the caption of each picture and remembers what is worth telling about them."""
 
-    def __init__(self, extensions: Sequence[str], class_tokens: str | None) -> None:
+    def __init__(self, extensions: Sequence[str], class_tokens: str | None, every_line: bool = False) -> None:
         self.problems: list[Problem] = []
         self._extensions = extensions
         self._class_tokens = class_tokens
+        self._every_line = every_line
         self._pictures_of: dict[Path, list[str]] = {}
         self._texts: dict[Path, str] = {}
         self._missing: dict[str, list[str]] = {}
@@ -45,8 +46,8 @@ class Captions:
                 self.problems.append(Problem(where, error.reason))
                 self._texts[path] = ""
                 return ""
-            self._texts[path] = caption.text
-            if caption.unused_lines:
+            self._texts[path] = caption.lines if self._every_line else caption.text
+            if caption.unused_lines and not self._every_line:
                 self._many_lines.append(path.name)
         return self._texts[path]
 

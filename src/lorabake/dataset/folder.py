@@ -36,6 +36,7 @@ class Sample:
     repeats: int
     """How often it is trained on per epoch."""
     caption: str
+    """The first line of its file; where every line was asked for all of them, with "\\n" between."""
     caption_source: str
     """Where the caption is from: the extension of its file without the dot ("txt", "caption"), "folder" (the folder's
     name), "class_tokens" (given to `open_dataset`) or "none"."""
@@ -75,6 +76,16 @@ class Dataset:
         """Pictures per epoch, repeats included."""
         return sum(sample.repeats for sample in self.samples)
 
+    def account(self) -> str:
+        """In one line how many pictures are used, folder by folder if there are several, and how much is not."""
+        folders = Counter((sample.folder, sample.repeats) for sample in self.samples)
+        each = ", ".join(
+            f"{count} in {printable(folder or self.path.name)} × {repeats}"
+            for (folder, repeats), count in folders.items()
+        )
+        used = f"{len(self)} used" + (f" ({each})" if len(folders) > 1 else "")
+        return f"{used}, {len(self.dropped)} not" if self.dropped else used
+
     def tag_frequency(self) -> dict[str, dict[str, int]]:
         """{folder: {tag: pictures that have it}}, as ``ss_tag_frequency`` in LoRA files counts: captions cut at ",",
         lower case, repeats not counted in. Folders are named without their path, so that no private path is
@@ -82,7 +93,9 @@ class Dataset:
         frequency: dict[str, dict[str, int]] = {}
         for sample in self.samples:
             tags = frequency.setdefault(sample.folder or self.path.name, {})
-            for tag in sample.caption.lower().split(","):
+            lines = sample.caption.lower().split("\n")
+            listed = [tag for line in lines for tag in line.split(",")]
+            for tag in listed if len(lines) == 1 else dict.fromkeys(map(str.strip, listed)):
                 if tag := tag.strip():
                     tags[tag] = tags.get(tag, 0) + 1
         return frequency
@@ -114,6 +127,7 @@ def open_dataset(
     *,
     caption_extensions: Sequence[str] = (".txt", ".caption"),
     class_tokens: str | None = None,
+    every_line: bool = False,
     limits: ImageLimits = DEFAULT_LIMITS,
     decode: bool = False,
 ) -> Dataset:
@@ -126,6 +140,7 @@ def open_dataset(
         path: the dataset folder.
         caption_extensions: endings of caption files, the first that exists wins.
         class_tokens: caption of pictures that have no caption file.
+        every_line: captions are all lines of their file and not only the first.
         limits: what a picture may ask of the machine.
         decode: decode every picture, to find damage in the middle of files too (slow); else only those that look cut short.
 
@@ -138,7 +153,7 @@ def open_dataset(
     looks = _look_at_all(found.pictures, limits, verify if decode else examine)
     usable = [(picture, look) for picture, look in zip(found.pictures, looks, strict=True) if isinstance(look, _Look)]
     dropped = (*found.dropped, *(look for look in looks if isinstance(look, Dropped)))
-    captions, masks = Captions(caption_extensions, class_tokens), Masks(found.top)
+    captions, masks = Captions(caption_extensions, class_tokens, every_line), Masks(found.top)
     samples = tuple(_sample(picture, look, *captions.of(picture), masks.of(picture)) for picture, look in usable)
     problems = [*found.problems, *captions.problems]
     if not samples:

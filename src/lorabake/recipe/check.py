@@ -11,9 +11,10 @@ from typing import Any
 from lorabake.base.errors import Problem, Problems, UserError
 from lorabake.dataset.buckets import Placement, bucket_problems, place
 from lorabake.dataset.buckets import idle_settings as idle_buckets
-from lorabake.dataset.caption import CaptionConfig
+from lorabake.dataset.caption import CaptionConfig, unfit_captions, unfit_lengths
 from lorabake.dataset.caption import idle_settings as idle_captions
 from lorabake.dataset.folder import Dataset, open_dataset
+from lorabake.dataset.order import RunLength, run_length
 from lorabake.families import caption_readers, family_card, inspect_model
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
@@ -37,6 +38,8 @@ class Checked:
     """What is allowed and probably not meant."""
     captions: tuple[SeenCaption, ...]
     """What the text encoders see of each of the dataset's samples; empty where the family does not say."""
+    length: RunLength
+    """How long the run is."""
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
@@ -71,7 +74,15 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
-    return Checked(recipe, facts, dataset, placements, _warnings(recipe, facts, dataset, captions), captions)
+    length = _length(recipe, dataset, placements)
+    warnings = _warnings(recipe, facts, dataset, captions, length)
+    return Checked(recipe, facts, dataset, placements, warnings, captions, length)
+
+
+def _length(recipe: Recipe, dataset: Dataset, placements: Sequence[Placement]) -> RunLength:
+    train = recipe.train
+    buckets, repeats = [place.bucket_wh for place in placements], [sample.repeats for sample in dataset.samples]
+    return run_length(buckets, repeats, train.batch_size, train.gradient_accumulation, train.length, train.seed)
 
 
 def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iterator[Problem]:
@@ -114,7 +125,7 @@ def _dataset(values: Mapping[str, Any], problems: list[Problem]) -> Dataset | No
     if "data" not in values:
         return None
     try:
-        dataset = open_dataset(values["data"].folder)
+        dataset = open_dataset(values["data"].folder, every_line=values["data"].captions.wildcards)
         problems.extend(_no_captions(values["data"].captions, dataset))
         return dataset
     except Problems as error:
@@ -174,14 +185,22 @@ def _placements(
     return tuple(placements)
 
 
-def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Sequence[SeenCaption]) -> tuple[str, ...]:
+def _warnings(
+    recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Sequence[SeenCaption], length: RunLength
+) -> tuple[str, ...]:
     options = family_card(facts).text_options
+    texts = [sample.caption for sample in dataset.samples]
     return (
         *facts.notes,
         *(f"{warning.where}: {warning.what}" for warning in dataset.warnings),
         *dataset.notes,
         *_idle_text_options(recipe, facts, options),
         *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
+        *(f"data.captions: {unfit}" for unfit in unfit_captions(texts, recipe.data.captions)),
+        *(
+            f"data.captions: {unfit}"
+            for unfit in unfit_lengths(recipe.data.captions, length.steps_per_epoch, length.steps)
+        ),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
         *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),
         *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),

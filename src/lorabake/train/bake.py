@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from lorabake.adapters import graft
 from lorabake.base.cards import find
 from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Events
-from lorabake.dataset.caption import is_static
-from lorabake.dataset.order import batches_per_epoch
+from lorabake.dataset.caption import is_static, warmup_steps
 from lorabake.families import family_card, load_model
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.adapter import Graft
@@ -60,7 +58,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     groups = [FlatGroup(part, parameters) for part, parameters in grafted.parameters().items()]
     base_rates = [rates[group.name] for group in groups]  # pyright: ignore[reportArgumentType]
     buckets = [placement.bucket_wh for placement in checked.placements]
-    per_epoch = steps_per_epoch(checked)
+    per_epoch, total = checked.length.steps_per_epoch, checked.length.steps
     objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
     return Bake(
         recipe=recipe,
@@ -76,17 +74,10 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         framings=[[view.framing for view in of_sample] for of_sample in views],
         buckets=buckets,
         steps_per_epoch=per_epoch,
-        total_steps=recipe.train.length.steps(per_epoch),
+        total_steps=total,
+        token_warmup_steps=warmup_steps(recipe.data.captions, per_epoch, total),
         captured=_captured(model, objective, grafted, groups, events),
     )
-
-
-def steps_per_epoch(checked: Checked) -> int:
-    """Optimizer steps of one epoch."""
-    recipe, samples = checked.recipe, checked.dataset.samples
-    buckets = [placement.bucket_wh for placement in checked.placements]
-    batches = batches_per_epoch(buckets, [sample.repeats for sample in samples], recipe.train.batch_size)
-    return math.ceil(batches / recipe.train.gradient_accumulation)
 
 
 def _views(checked: Checked) -> list[list[View]]:

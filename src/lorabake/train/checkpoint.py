@@ -68,6 +68,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         shuffle_caption=captions.shuffle,
         keep_tokens=captions.keep_tokens,
         caption_dropout_rate=captions.caption_dropout,
+        caption_dropout_every_n_epochs=captions.caption_dropout_every_n_epochs,
         caption_tag_dropout_rate=captions.tag_dropout,
         max_token_length=recipe.model.max_tokens if recipe.model.max_tokens != 75 else None,
         clip_skip=recipe.model.clip_skip,

@@ -15,7 +15,7 @@ from torch import Tensor
 from lorabake.base.errors import NotFinite
 from lorabake.base.events import Events
 from lorabake.base.streams import random_stream, stream_seed, torch_stream
-from lorabake.dataset.caption import caption_for_step
+from lorabake.dataset.caption import Moment, caption_for_step
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.order import Batch, epoch_batches
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
@@ -49,6 +49,8 @@ class Bake:
     buckets: Sequence[tuple[int, int]]
     steps_per_epoch: int
     total_steps: int
+    token_warmup_steps: int = 0
+    """Optimizer steps until captions are shown with all their tags."""
     captured: Captured | None = None
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
 
@@ -153,9 +155,13 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
     mirrors = random_stream(seed, "flip", step, micro)
     views = [(index, mirrors.randrange(len(bake.latents[index]))) for index in batch]
     latents_BCHW = torch.stack([bake.latents[index][view] for index, view in views])
+    moment = Moment(step, step // bake.steps_per_epoch + 1, bake.token_warmup_steps)
     captions = [
         caption_for_step(
-            bake.samples[index].caption, bake.recipe.data.captions, random_stream(seed, "captions", step, micro, slot)
+            bake.samples[index].caption,
+            bake.recipe.data.captions,
+            random_stream(seed, "captions", step, micro, slot),
+            moment,
         )
         for slot, index in enumerate(batch)
     ]

@@ -19,6 +19,7 @@ from lorabake.base.events import EventLog, Events
 from lorabake.base.files import write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
+from lorabake.dataset.caption import full_caption
 from lorabake.families import family_card
 from lorabake.recipe import Checked
 from lorabake.recipe.toml import to_toml
@@ -80,6 +81,9 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
             events.emit("already_finished", folder=str(into))
             return Outcome(run, last["steps"], last["steps"], time.monotonic() - started)
         reading = checked.recipe.model.reading(family_card(checked.facts).text_options)
+        train, length = checked.recipe.train, checked.length
+        told = f"{checked.dataset.account()}; {length.told(train.batch_size, train.gradient_accumulation)}"
+        events.emit("pictures", used=len(checked.dataset), dropped=len(checked.dataset.dropped), text=told)
         for note in (*checked.warnings, *prompt_notes(checked.facts, prompts, reading)):
             events.emit("note", text=note)
         bake = prepare(checked, events, stop)
@@ -100,7 +104,7 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
 def _check_base(bake: Bake) -> None:
     """Ask the base whether it predicts what it is said to; the adapter on it changes nothing yet."""
     bake.graft.training = False
-    captions = [sample.caption for sample in bake.samples]
+    captions = [full_caption(sample.caption, bake.recipe.data.captions) for sample in bake.samples]
     check_prediction(bake.model, [views[0] for views in bake.latents], captions, [views[0] for views in bake.framings])
     bake.graft.training = True
 
