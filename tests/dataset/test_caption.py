@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lorabake.base.units import Steps
+from lorabake.base.units import Epochs, Steps
 from lorabake.dataset.caption import (
     CaptionConfig,
     Moment,
@@ -347,7 +347,7 @@ def test_what_does_not_go_with_the_captions(texts: list[str], config: CaptionCon
 
 
 def test_what_does_not_go_with_the_length() -> None:
-    told = list(unfit_lengths(CaptionConfig(caption_dropout_every_n_epochs=5, token_warmup="3 epochs"), 10, 30))
+    told = list(unfit_lengths(CaptionConfig(caption_dropout_every_n_epochs=5, token_warmup=Epochs(3)), 10, 30))
     assert told == [
         "caption_dropout_every_n_epochs = 5 does nothing: the run has 3 epochs.",
         "token_warmup lasts 30 steps and the run 30: it ends before all tags are shown.",

@@ -176,9 +176,14 @@ def test_no_captions_at_all_is_a_warning(tmp_path: Path) -> None:
     picture(tmp_path / "2_suzu" / "b.png")
     (warning,) = open_dataset(tmp_path).warnings
     assert "none of the 2 pictures has a caption file (.txt or .caption" in warning.what
+    picture(tmp_path / "other" / "c.png")
     meant = open_dataset(tmp_path, class_tokens="a girl")
     assert not meant.warnings
-    assert {(s.caption, s.caption_source) for s in meant.samples} == {("a girl", "class_tokens")}
+    assert [(s.caption, s.caption_source) for s in meant.samples] == [
+        ("suzu", "folder"),
+        ("suzu", "folder"),
+        ("a girl", "class_tokens"),
+    ]
 
 
 def test_only_empty_captions_is_a_warning(tmp_path: Path) -> None:

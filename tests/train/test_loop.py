@@ -56,7 +56,7 @@ def test_captions_know_the_step_and_the_epoch(dataset: Path) -> None:
     baked = bake(dataset, data={"folder": str(dataset), "captions": captions}, train={"length": "3 epochs"})
     assert (baked.steps_per_epoch, baked.total_steps, baked.token_warmup_steps) == (3, 9, 4)
     full, shown = baked.samples[0].caption.split(", "), []
-    spied = replace(baked, text=lambda captions: shown.extend(captions) or baked.text(captions))  # pyright: ignore[reportArgumentType]
+    spied = replace(baked, text=lambda captions: shown.extend(captions) or baked.text(captions))
     for step in range(9):
         batch_inputs(spied, step, 0, (0,))
     assert shown[:3] == [", ".join(full[: step * len(full) // 4]) for step in range(3)]

@@ -30,10 +30,12 @@ class Captions:
             if path := picture.folder.listing.find(picture.stem + extension):
                 self._pictures_of.setdefault(path, []).append(picture.name)
                 return self._text(path, picture), extension.lstrip(".").lower()
-        if self._class_tokens is not None:
+        if picture.folder.class_tokens:
+            text, source = picture.folder.class_tokens, "folder"
+        elif self._class_tokens is not None:
             text, source = self._class_tokens, "class_tokens"
         else:
-            text, source = (picture.folder.class_tokens, "folder" if picture.folder.class_tokens else "none")
+            text, source = "", "none"
         self._missing.setdefault(source, []).append(picture.name)
         return text, source
 

@@ -67,6 +67,8 @@ class Dataset:
     """Counted facts worth showing."""
     warnings: tuple[Problem, ...]
     """Legal, and almost always a mistake; the caller decides whether to stop."""
+    more_paths: tuple[Path, ...] = ()
+    """Further folders that belong to it. Its own is the one where its cache lies."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -116,10 +118,15 @@ class Dataset:
             "captions": dict(sorted(Counter(sample.caption_source for sample in self.samples).items())),
             "masks": sum(sample.mask is not None for sample in self.samples),
             "sizes": {f"{width}x{height}": count for (width, height), count in sorted(sizes.items())},
-            "dropped": [{"name": _inside(self.path, item.path), "reason": item.reason} for item in self.dropped],
+            "dropped": [{"name": self._inside(item.path), "reason": item.reason} for item in self.dropped],
             "notes": list(self.notes),
             "warnings": [{"where": item.where, "what": item.what} for item in self.warnings],
         }
+
+    def _inside(self, path: Path) -> str:
+        """``path`` inside the folder it lies in, to be shown; of several folders with that folder's name."""
+        root = next(root for root in (self.path, *self.more_paths) if root in path.parents)
+        return printable(path.relative_to(root.parent if self.more_paths else root).as_posix())
 
 
 def open_dataset(
@@ -128,19 +135,21 @@ def open_dataset(
     caption_extensions: Sequence[str] = (".txt", ".caption"),
     class_tokens: str | None = None,
     every_line: bool = False,
+    number_counts: bool = False,
     limits: ImageLimits = DEFAULT_LIMITS,
     decode: bool = False,
 ) -> Dataset:
     """Open a folder of pictures: numbered folders (``10_suzu/``), other folders and pictures directly in it (1 repeat each).
 
     A caption is the first line of the picture's ``.txt``, else ``.caption``. An empty file is an empty prompt. Without
-    a file the caption is ``class_tokens`` or, failing that, the name part of a numbered folder, or "".
+    a file the caption is the name part of a numbered folder or, failing that, ``class_tokens``, or "".
 
     Args:
         path: the dataset folder.
         caption_extensions: endings of caption files, the first that exists wins.
-        class_tokens: caption of pictures that have no caption file.
+        class_tokens: caption of pictures that have no caption file, in folders whose name gives them none.
         every_line: captions are all lines of their file and not only the first.
+        number_counts: pictures directly in the folder have the repeats and class tokens that its own name says.
         limits: what a picture may ask of the machine.
         decode: decode every picture, to find damage in the middle of files too (slow); else only those that look cut short.
 
@@ -149,7 +158,7 @@ def open_dataset(
             all at once.
     """
     root = Path(os.path.abspath(Path(path).expanduser()))  # "." has no name; links stay as they are
-    found = _scan(root, caption_extensions)
+    found = _scan(root, caption_extensions, number_counts)
     looks = _look_at_all(found.pictures, limits, verify if decode else examine)
     usable = [(picture, look) for picture, look in zip(found.pictures, looks, strict=True) if isinstance(look, _Look)]
     dropped = (*found.dropped, *(look for look in looks if isinstance(look, Dropped)))
@@ -178,12 +187,12 @@ class _Look:
     sha256: str
 
 
-def _scan(root: Path, caption_extensions: Sequence[str]) -> Scan:
+def _scan(root: Path, caption_extensions: Sequence[str], number_counts: bool) -> Scan:
     wrong = [given for given in caption_extensions if not given.startswith(".") or given in PICTURE_EXTENSIONS]
     if wrong:
         raise Problems("caption_extensions", [Problem(given, "is not an ending such as '.txt'") for given in wrong])
     try:
-        return scan(root, caption_extensions)
+        return scan(root, caption_extensions, number_counts)
     except FileNotFoundError:
         what = "there is no such folder. Check the spelling; a dataset is a folder with pictures in it."
     except NotADirectoryError:
@@ -253,8 +262,3 @@ def _drop_notes(dropped: Sequence[Dropped]) -> Iterator[str]:
     if dropped:
         items = named([f"{item.path.name} ({item.reason})" for item in dropped])
         yield f"{len(dropped)} files or folders are not used: {items}"
-
-
-def _inside(root: Path, path: Path) -> str:
-    """``path`` inside ``root``, to be shown."""
-    return printable(path.relative_to(root).as_posix())

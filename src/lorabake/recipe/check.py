@@ -13,15 +13,16 @@ from lorabake.dataset.buckets import Placement, bucket_problems, place
 from lorabake.dataset.buckets import idle_settings as idle_buckets
 from lorabake.dataset.caption import CaptionConfig, unfit_captions, unfit_lengths
 from lorabake.dataset.caption import idle_settings as idle_captions
-from lorabake.dataset.folder import Dataset, open_dataset
+from lorabake.dataset.folder import Dataset
 from lorabake.dataset.order import RunLength, run_length
+from lorabake.dataset.several import open_datasets
 from lorabake.families import caption_readers, family_card, inspect_model
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
 from lorabake.recipe.objectives import idle_settings as idle_rules
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
-from lorabake.recipe.sections import ModelSettings, RateSettings, TrainSettings
+from lorabake.recipe.sections import DataSettings, ModelSettings, RateSettings, TrainSettings
 from lorabake.recipe.seen import SeenCaption, see_captions, token_warnings
 
 
@@ -125,7 +126,8 @@ def _dataset(values: Mapping[str, Any], problems: list[Problem]) -> Dataset | No
     if "data" not in values:
         return None
     try:
-        dataset = open_dataset(values["data"].folder, every_line=values["data"].captions.wildcards)
+        data: DataSettings = values["data"]
+        dataset = open_datasets(data.folders, class_tokens=data.class_tokens, every_line=data.captions.wildcards)
         problems.extend(_no_captions(values["data"].captions, dataset))
         return dataset
     except Problems as error:
@@ -194,6 +196,7 @@ def _warnings(
         *facts.notes,
         *(f"{warning.where}: {warning.what}" for warning in dataset.warnings),
         *dataset.notes,
+        *_idle_class_tokens(recipe.data, dataset),
         *_idle_text_options(recipe, facts, options),
         *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
         *(f"data.captions: {unfit}" for unfit in unfit_captions(texts, recipe.data.captions)),
@@ -205,6 +208,11 @@ def _warnings(
         *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),
         *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),
     )
+
+
+def _idle_class_tokens(data: DataSettings, dataset: Dataset) -> Iterator[str]:
+    if data.class_tokens is not None and not any(sample.caption_source == "class_tokens" for sample in dataset.samples):
+        yield "data.class_tokens does nothing: every picture has a caption file or lies in a folder named R_name."
 
 
 def _idle_text_options(recipe: Recipe, facts: ModelFacts, options: Set[TextOption]) -> Iterator[str]:

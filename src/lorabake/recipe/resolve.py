@@ -38,8 +38,9 @@ def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
     recipe = _rates(recipe, facts)
     recipe = _machine(recipe, facts)
     if recipe.output.name is None:
-        name = file_name(recipe.data.folder.resolve().name)
-        recipe = recipe.with_value("output", "name", name, "the dataset folder's name")
+        first, *more = recipe.data.folders
+        which = "the first dataset folder's name" if more else "the dataset folder's name"
+        recipe = recipe.with_value("output", "name", file_name(first.resolve().name), which)
     return recipe
 
 

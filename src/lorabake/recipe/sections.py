@@ -53,14 +53,29 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """The pictures and captions."""
 
-    folder: Path
-    """Dataset folder: subfolders named R_name (R = repeats per epoch), or pictures directly in it; captions beside them as .txt."""
+    folder: Path | tuple[Path, ...]
+    """Dataset folder: subfolders named R_name (R = repeats per epoch), or pictures directly in it; captions beside them as .txt. Or a list
+    of such folders: pictures directly in one that is named R_name have R repeats."""
+    class_tokens: str | None = Field(default=None, min_length=1)
+    """Caption of pictures that have no caption file, in folders without a number; in R_name it is the name. Absent: an empty prompt."""
     flip: bool = False
     """Show each picture mirrored half of the time. Not for subjects that are not symmetric."""
     buckets: BucketConfig = BucketConfig()
     """Sizes that pictures are fitted into."""
     captions: CaptionConfig = CaptionConfig()
     """What is done to captions at each step."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The dataset's folders, at least one."""
+        return self.folder if isinstance(self.folder, tuple) else (self.folder,)
+
+    @field_validator("folder")
+    @classmethod
+    def _is_a_folder_at_least(cls, folder: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+        if folder == ():
+            raise ValueError("an empty list. Give a folder, or several")
+        return folder
 
 
 class RateSettings(Settings):

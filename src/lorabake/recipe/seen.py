@@ -51,7 +51,7 @@ def see_captions(
     }
 
     def seen(sample: Sample, text: str) -> SeenCaption:
-        readings = {part: of_part[text] for part, of_part in known.items()}
+        readings: dict[Part, Reading] = {part: of_part[text] for part, of_part in known.items()}
         return SeenCaption(sample.name, text, readings, count_captions(sample.caption, config))
 
     return tuple(
