@@ -164,7 +164,7 @@ def test_both_views_are_used(dataset: Path) -> None:
     assert all(len(pair) == 2 and not torch.equal(*pair) for pair in baked.latents)
     with torch.no_grad():
         mirrored = replace(baked, latents=[pair[::-1] for pair in baked.latents])
-        straight = replace(baked, latents=[pair[:1] for pair in baked.latents])
+        straight = replace(baked, latents=[[pair[0]] * 2 for pair in baked.latents])
         losses = [
             [float(batch_loss(given, step, 0, (0,))) for given in (baked, mirrored, straight)] for step in range(12)
         ]

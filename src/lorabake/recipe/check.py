@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorabake.base.errors import Problem, Problems, UserError
+from lorabake.base.errors import MissingExtra, Problem, Problems, UserError
+from lorabake.dataset.augment import idle_settings as idle_augment
 from lorabake.dataset.buckets import Placement, bucket_problems, place
 from lorabake.dataset.buckets import idle_settings as idle_buckets
 from lorabake.dataset.caption import CaptionConfig, unfit_captions, unfit_lengths
 from lorabake.dataset.caption import idle_settings as idle_captions
+from lorabake.dataset.faces import require_faces
 from lorabake.dataset.folder import Dataset
 from lorabake.dataset.order import RunLength, run_length
 from lorabake.dataset.several import open_datasets
@@ -76,7 +78,7 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
     length = _length(recipe, dataset, placements)
-    warnings = _warnings(recipe, facts, dataset, captions, length)
+    warnings = _warnings(recipe, facts, dataset, placements, captions, length)
     return Checked(recipe, facts, dataset, placements, warnings, captions, length)
 
 
@@ -92,6 +94,12 @@ def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iter
     if model is not None and model.t5_tokens is not None and facts is not None and facts.usual_t5_tokens is None:
         what = f"{model.t5_tokens}, but {facts.name} has no T5 text encoder (its family is '{facts.family}'). Leave it out."
         yield Problem("model.t5_tokens", what)
+    data: DataSettings | None = values.get("data")
+    if data is not None and data.augment.face_crop is not None:
+        try:
+            require_faces()
+        except MissingExtra as error:
+            yield Problem("data.augment.face_crop", str(error))
     rates: RateSettings | None = values.get("rates")
     if rates is not None and rates.lr == 0 and not rates.text_encoder_lr:
         what = "0 here and for the text encoder: nothing would be trained. Give one of them a value."
@@ -188,7 +196,12 @@ def _placements(
 
 
 def _warnings(
-    recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Sequence[SeenCaption], length: RunLength
+    recipe: Recipe,
+    facts: ModelFacts,
+    dataset: Dataset,
+    placements: Sequence[Placement],
+    captions: Sequence[SeenCaption],
+    length: RunLength,
 ) -> tuple[str, ...]:
     options = family_card(facts).text_options
     texts = [sample.caption for sample in dataset.samples]
@@ -203,6 +216,10 @@ def _warnings(
         *(
             f"data.captions: {unfit}"
             for unfit in unfit_lengths(recipe.data.captions, length.steps_per_epoch, length.steps)
+        ),
+        *(
+            f"data.augment.{idle}"
+            for idle in idle_augment(recipe.data.augment, [sample.size for sample in dataset.samples], placements)
         ),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
         *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),

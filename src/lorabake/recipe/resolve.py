@@ -6,6 +6,7 @@ import os
 from typing import cast
 
 from lorabake.base.cards import find
+from lorabake.dataset.augment import USUAL_VIEWS
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.objectives.timesteps import SHIFT
 from lorabake.protocols.adapter import AdapterCard
@@ -28,6 +29,10 @@ def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
     if buckets is not recipe.data.buckets:
         why = f"{facts.name} works at {facts.resolution} px, with sides in steps of {facts.pixel_step}"
         recipe = recipe.with_value("data", "buckets", buckets, why)
+    augment = recipe.data.augment
+    if augment.varies and augment.views is None:
+        why = f'{USUAL_VIEWS} views of each picture: steps stay as fast as with one; views = "fresh" makes a new one at every step'
+        recipe = recipe.with_value("data", "augment", augment.model_copy(update={"views": USUAL_VIEWS}), why)
     if recipe.model.t5_tokens is None and facts.usual_t5_tokens is not None:
         recipe = recipe.with_value(
             "model", "t5_tokens", facts.usual_t5_tokens, f"{facts.name} was trained with as many"

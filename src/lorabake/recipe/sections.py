@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from lorabake.base.cards import Settings
 from lorabake.base.units import Duration, Epochs
+from lorabake.dataset.augment import AugmentConfig
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.dataset.caption import CaptionConfig
 from lorabake.protocols.family import MOST_T5_TOKENS, TextOption, TextOptions
@@ -60,6 +61,8 @@ class DataSettings(Settings):
     """Caption of pictures that have no caption file, in folders without a number; in R_name it is the name. Absent: an empty prompt."""
     flip: bool = False
     """Show each picture mirrored half of the time. Not for subjects that are not symmetric."""
+    augment: AugmentConfig = AugmentConfig()
+    """What may differ each time a picture is shown."""
     buckets: BucketConfig = BucketConfig()
     """Sizes that pictures are fitted into."""
     captions: CaptionConfig = CaptionConfig()

@@ -21,9 +21,10 @@ from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Checked, Recipe
 from lorabake.train.capture import Captured, CudaGraphs
-from lorabake.train.latents import View, cached_latents
+from lorabake.train.latents import View, cached_latents, fresh_latent
 from lorabake.train.loop import Bake, loss_of
 from lorabake.train.text import TextSource
+from lorabake.train.views import Lazy, views_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CACHE = Path(".lorabake", "latents")
@@ -46,7 +47,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         )
     reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, dtype=dtype, device=device, **reading)
-    views = _views(checked)
+    views = views_of(checked.dataset.samples, checked.placements, recipe.data, events)
     latents = _latents(checked, views, model, events, stop)
     text_rate = recipe.rates.text_encoder_lr or 0.0
     rates: dict[Part, float] = dict.fromkeys(model.parts, text_rate)
@@ -71,7 +72,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         optimizer=_optimizer(recipe, groups, base_rates),
         samples=checked.dataset.samples,
         latents=latents,
-        framings=[[view.framing for view in of_sample] for of_sample in views],
+        framings=[Lazy(len(of_sample), lambda at, own=of_sample: own[at].framing) for of_sample in views],
         buckets=buckets,
         steps_per_epoch=per_epoch,
         total_steps=total,
@@ -80,18 +81,12 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     )
 
 
-def _views(checked: Checked) -> list[list[View]]:
-    """The ways each sample is seen: as it is, and mirrored if that is asked for."""
-    mirrorings = (False, True) if checked.recipe.data.flip else (False,)
-    return [
-        [View(sample, place, mirrored) for mirrored in mirrorings]
-        for sample, place in zip(checked.dataset.samples, checked.placements, strict=True)
-    ]
-
-
 def _latents(
-    checked: Checked, views: list[list[View]], model: Model, events: Events, stop: Callable[[], bool]
-) -> list[list[torch.Tensor]]:
+    checked: Checked, views: Sequence[Sequence[View]], model: Model, events: Events, stop: Callable[[], bool]
+) -> list[Sequence[torch.Tensor]]:
+    if checked.recipe.data.augment.views == "fresh" and checked.recipe.data.augment.varies:
+        return [Lazy(len(own), lambda at, own=own: fresh_latent(own[at], model)) for own in views]
+
     def progress(done: int, total: int) -> None:
         events.emit("encoding", done=done, total=total)
         if stop():

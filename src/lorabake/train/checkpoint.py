@@ -37,7 +37,7 @@ def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int) -> P
 
 def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
     recipe, facts, dataset = checked.recipe, checked.facts, checked.dataset
-    train, captions, buckets = recipe.train, recipe.data.captions, recipe.data.buckets
+    train, captions, buckets, augment = recipe.train, recipe.data.captions, recipe.data.buckets, recipe.data.augment
     schedule = cast(ScheduleCard, find("schedule", recipe.schedule.name))
     warmup = cast(ScheduleSettings, recipe.schedule.settings).warmup
     epochs = -(-bake.total_steps // bake.steps_per_epoch)
@@ -64,7 +64,10 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         max_bucket_reso=buckets.largest,
         bucket_info=_bucket_info(checked),
         flip_aug=recipe.data.flip,
-        cache_latents=True,
+        color_aug=augment.tints,
+        random_crop=augment.random_crop,
+        face_crop_aug_range=str(augment.face_crop) if augment.face_crop else None,
+        cache_latents=augment.views != "fresh",
         shuffle_caption=captions.shuffle,
         keep_tokens=captions.keep_tokens,
         caption_dropout_rate=captions.caption_dropout,

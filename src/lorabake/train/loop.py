@@ -43,7 +43,7 @@ class Bake:
     optimizer: Optimizer
     samples: Sequence[Sample]
     latents: Sequence[Sequence[Tensor]]
-    """Latents of each sample, one per view (as it is; mirrored)."""
+    """Latents of each sample, one per view: each of its looks as it is and, with flip, mirrored."""
     framings: Sequence[Sequence[Framing]]
     """How each of those views came to its size."""
     buckets: Sequence[tuple[int, int]]
@@ -152,8 +152,7 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
     Every tensor has the batch first. For a GPU they lie in pinned memory, from where copies need no waiting.
     """
     seed = bake.recipe.train.seed
-    mirrors = random_stream(seed, "flip", step, micro)
-    views = [(index, mirrors.randrange(len(bake.latents[index]))) for index in batch]
+    views = list(_draw_views(bake, step, micro, batch))
     latents_BCHW = torch.stack([bake.latents[index][view] for index, view in views])
     moment = Moment(step, step // bake.steps_per_epoch + 1, bake.token_warmup_steps)
     captions = [
@@ -175,6 +174,16 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
     if bake.model.device.type == "cuda":
         return {name: tensor.pin_memory() for name, tensor in inputs.items()}
     return inputs
+
+
+def _draw_views(bake: Bake, step: int, micro: int, batch: Batch) -> Iterator[tuple[int, int]]:
+    """Each sample of a batch with one of its views: which look, and whether it is mirrored, are drawn from streams of their own."""
+    seed, data = bake.recipe.train.seed, bake.recipe.data
+    ways, mirrors = 1 + data.flip, random_stream(seed, "flip", step, micro)
+    looks = random_stream(seed, "looks", step, micro) if data.augment.varies else None
+    for index in batch:
+        look = looks.randrange(len(bake.latents[index]) // ways) if looks else 0
+        yield index, look * ways + mirrors.randrange(ways)
 
 
 def loss_of(model: Model, objective: Objective, inputs: Inputs) -> Tensor:

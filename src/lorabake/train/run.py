@@ -31,7 +31,7 @@ from lorabake.sampling.reading import infotext_extra, prompt_notes
 from lorabake.train.bake import prepare
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
 from lorabake.train.loop import Bake, run_loop
-from lorabake.train.prediction import check_prediction
+from lorabake.train.prediction import ASKED, check_prediction
 from lorabake.train.state import Progress, load_state, save_state
 
 _FREE = ("data.folder", "model.base", "save.", "sample.", "output.")
@@ -104,8 +104,10 @@ def train(checked: Checked, into: Path, events: Events, stop: Callable[[], bool]
 def _check_base(bake: Bake) -> None:
     """Ask the base whether it predicts what it is said to; the adapter on it changes nothing yet."""
     bake.graft.training = False
-    captions = [full_caption(sample.caption, bake.recipe.data.captions) for sample in bake.samples]
-    check_prediction(bake.model, [views[0] for views in bake.latents], captions, [views[0] for views in bake.framings])
+    alike = [index for index, bucket in enumerate(bake.buckets) if bucket == bake.buckets[0]][:ASKED]
+    captions = [full_caption(bake.samples[index].caption, bake.recipe.data.captions) for index in alike]
+    latents, framings = [bake.latents[index][0] for index in alike], [bake.framings[index][0] for index in alike]
+    check_prediction(bake.model, latents, captions, framings)
     bake.graft.training = True
 
 
