@@ -53,6 +53,28 @@ def test_what_is_no_folder_is_refused(two: tuple[Path, Path]) -> None:
         assert problem.where == "data.folder" and what in problem.what
 
 
+def test_several_resolutions(two: tuple[Path, Path], tmp_path: Path) -> None:
+    from PIL import Image
+
+    with Image.open(two[1] / "003.png") as picture:
+        picture.resize((60, 60)).save(two[1] / "003.png")
+    raw = {"data": {"folder": [str(folder) for folder in two], "buckets": {"resolutions": [32, 64]}}}
+    checked = check_values(raw)
+    assert [(sample.name[-7:], place.bucket_wh[0]) for sample, place in zip(checked.samples, checked.placements, strict=True)] == [
+        ("000.png", 32), ("000.png", 64), ("001.png", 32), ("001.png", 64), ("002.png", 32), ("002.png", 64), ("003.png", 32)
+    ]  # fmt: skip
+    assert checked.recipe.data.buckets.resolution == 64
+    assert checked.length.images_per_epoch == 2 * 2 * 2 + 2 * 3 + 3
+    (told,) = [text for text in checked.warnings if text.startswith("data.buckets.resolutions")]
+    assert (
+        "1 of 4 pictures are too small for resolution 64, and are trained on at smaller ones only: 3_kavi/003.png"
+        in told
+    )
+    frozen = tmp_path / "frozen.toml"
+    frozen.write_text(to_toml(checked.recipe), encoding="utf-8")
+    assert check(frozen).recipe == checked.recipe
+
+
 def test_class_tokens(two: tuple[Path, Path]) -> None:
     for path in two[1].glob("*.txt"):
         path.unlink()

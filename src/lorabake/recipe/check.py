@@ -10,13 +10,14 @@ from typing import Any
 
 from lorabake.base.errors import MissingExtra, Problem, Problems, UserError
 from lorabake.dataset.augment import idle_settings as idle_augment
-from lorabake.dataset.buckets import Placement, bucket_problems, place
+from lorabake.dataset.buckets import BucketConfig, Placement, bucket_problems, placements
 from lorabake.dataset.buckets import idle_settings as idle_buckets
 from lorabake.dataset.caption import CaptionConfig, unfit_captions, unfit_lengths
 from lorabake.dataset.caption import idle_settings as idle_captions
 from lorabake.dataset.faces import require_faces
-from lorabake.dataset.folder import Dataset
+from lorabake.dataset.folder import Dataset, Sample
 from lorabake.dataset.order import RunLength, run_length
+from lorabake.dataset.scan import named
 from lorabake.dataset.several import open_datasets
 from lorabake.families import caption_readers, family_card, inspect_model
 from lorabake.protocols.family import ModelFacts, TextOption
@@ -35,8 +36,10 @@ class Checked:
     recipe: Recipe
     facts: ModelFacts
     dataset: Dataset
+    samples: tuple[Sample, ...]
+    """What is trained on: the dataset's samples, each once for every size that it is seen at."""
     placements: tuple[Placement, ...]
-    """Bucket and crop of each of the dataset's samples."""
+    """Bucket and crop of each of them."""
     warnings: tuple[str, ...]
     """What is allowed and probably not meant."""
     captions: tuple[SeenCaption, ...]
@@ -71,20 +74,20 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     values = parse_sections(raw, problems, facts.prediction if facts else None)
     problems.extend(about_model)
     dataset = _dataset(values, problems)
-    placements = _placements(values, facts, dataset, problems)
+    samples, places = _placements(values, facts, dataset, problems)
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
-    length = _length(recipe, dataset, placements)
-    warnings = _warnings(recipe, facts, dataset, placements, captions, length)
-    return Checked(recipe, facts, dataset, placements, warnings, captions, length)
+    length = _length(recipe, samples, places)
+    warnings = _warnings(recipe, facts, dataset, samples, places, captions, length)
+    return Checked(recipe, facts, dataset, samples, places, warnings, captions, length)
 
 
-def _length(recipe: Recipe, dataset: Dataset, placements: Sequence[Placement]) -> RunLength:
+def _length(recipe: Recipe, samples: Sequence[Sample], places: Sequence[Placement]) -> RunLength:
     train = recipe.train
-    buckets, repeats = [place.bucket_wh for place in placements], [sample.repeats for sample in dataset.samples]
+    buckets, repeats = [place.bucket_wh for place in places], [sample.repeats for sample in samples]
     return run_length(buckets, repeats, train.batch_size, train.gradient_accumulation, train.length, train.seed)
 
 
@@ -171,10 +174,12 @@ def _captions(
 
 def _placements(
     values: Mapping[str, Any], facts: ModelFacts | None, dataset: Dataset | None, problems: list[Problem]
-) -> tuple[Placement, ...]:
+) -> tuple[tuple[Sample, ...], tuple[Placement, ...]]:
+    """Every sample once for each size it is seen at, and how it gets there."""
     if facts is None or "data" not in values:
-        return ()
-    buckets = resolve_buckets(values["data"].buckets, facts)
+        return (), ()
+    given: BucketConfig = values["data"].buckets
+    buckets = resolve_buckets(given, facts)
     found = [Problem(f"data.buckets.{problem.where}", problem.what) for problem in bucket_problems(buckets)]
     if buckets.step % facts.pixel_step:
         found.append(
@@ -185,21 +190,38 @@ def _placements(
         )
     problems.extend(found)
     if found or dataset is None:
-        return ()
-    placements = []
+        return (), ()
+    entries: list[tuple[Sample, Placement]] = []
     for sample in dataset.samples:
         try:
-            placements.append(place((sample.width, sample.height), buckets))
+            entries += [(sample, placement) for placement in placements(sample.size, buckets)]
         except UserError as error:
             problems.append(Problem(sample.name, str(error)))
-    return tuple(placements)
+    return tuple(sample for sample, _ in entries), tuple(placement for _, placement in entries)
+
+
+def _too_small(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
+    """Pictures that are not seen at every size."""
+    others = recipe.data.buckets.each()[1:]
+    for config in others:
+        area = config.resolution_wh[0] * config.resolution_wh[1]
+        names = [sample.name for sample in dataset.samples if sample.width * sample.height < area]
+        if names:
+            which = f"{len(names)} of {len(dataset)} pictures are too small for resolution {config.resolution}"
+            what = (
+                "none is left, so it does nothing"
+                if len(names) == len(dataset)
+                else "and are trained on at smaller ones only"
+            )
+            yield f"data.buckets.resolutions: {which}, {what}: {named(names)}."
 
 
 def _warnings(
     recipe: Recipe,
     facts: ModelFacts,
     dataset: Dataset,
-    placements: Sequence[Placement],
+    samples: Sequence[Sample],
+    places: Sequence[Placement],
     captions: Sequence[SeenCaption],
     length: RunLength,
 ) -> tuple[str, ...]:
@@ -219,8 +241,9 @@ def _warnings(
         ),
         *(
             f"data.augment.{idle}"
-            for idle in idle_augment(recipe.data.augment, [sample.size for sample in dataset.samples], placements)
+            for idle in idle_augment(recipe.data.augment, [sample.size for sample in samples], places)
         ),
+        *_too_small(recipe, dataset),
         *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
         *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),
         *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),

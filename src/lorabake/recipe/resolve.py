@@ -51,7 +51,7 @@ def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
 
 def resolve_buckets(buckets: BucketConfig, facts: ModelFacts) -> BucketConfig:
     """The same with what the model decides filled in, where it was not given."""
-    derived = {"resolution": facts.resolution, "step": facts.pixel_step}
+    derived = {"resolution": max(buckets.resolutions, default=facts.resolution), "step": facts.pixel_step}
     missing = {name: value for name, value in derived.items() if name not in buckets.model_fields_set}
     return buckets.model_copy(update=missing) if missing else buckets
 

@@ -47,7 +47,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         )
     reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, dtype=dtype, device=device, **reading)
-    views = views_of(checked.dataset.samples, checked.placements, recipe.data, events)
+    views = views_of(checked.samples, checked.placements, recipe.data, events)
     latents = _latents(checked, views, model, events, stop)
     text_rate = recipe.rates.text_encoder_lr or 0.0
     rates: dict[Part, float] = dict.fromkeys(model.parts, text_rate)
@@ -70,7 +70,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         groups=groups,
         base_rates=base_rates,
         optimizer=_optimizer(recipe, groups, base_rates),
-        samples=checked.dataset.samples,
+        samples=checked.samples,
         latents=latents,
         framings=[Lazy(len(of_sample), lambda at, own=of_sample: own[at].framing) for of_sample in views],
         buckets=buckets,

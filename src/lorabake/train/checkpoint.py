@@ -53,7 +53,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         prediction_type=None if facts.prediction == "flow" else facts.prediction,
         sd_model_name=facts.name,
         network_module=bake.graft.card.network_module,
-        num_train_images=dataset.entries,
+        num_train_images=checked.length.images_per_epoch,
         num_batches_per_epoch=bake.steps_per_epoch * train.gradient_accumulation,
         dataset_dirs=_folders(checked),
         tag_frequency=dataset.tag_frequency(),
@@ -115,11 +115,11 @@ def _folders(checked: Checked) -> dict[str, dict[str, int]]:
 def _bucket_info(checked: Checked) -> dict[str, Any]:
     counts: Counter[tuple[int, int]] = Counter()
     error = 0.0
-    for sample, place in zip(checked.dataset.samples, checked.placements, strict=True):
+    for sample, place in zip(checked.samples, checked.placements, strict=True):
         counts[place.bucket_wh] += sample.repeats
         error += abs(sample.width / sample.height - place.bucket_wh[0] / place.bucket_wh[1])
     buckets = {
         str(index): {"resolution": list(size), "count": count}
         for index, (size, count) in enumerate(sorted(counts.items()))
     }
-    return {"buckets": buckets, "mean_img_ar_error": error / max(1, len(checked.dataset.samples))}
+    return {"buckets": buckets, "mean_img_ar_error": error / max(1, len(checked.samples))}
