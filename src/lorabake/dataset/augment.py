@@ -71,6 +71,11 @@ class AugmentConfig(Settings):
         """Whether two looks at a picture may differ."""
         return self.random_crop or self.face_crop is not None or self.tints
 
+    @property
+    def fresh(self) -> bool:
+        """Whether pictures are encoded at every step, and none is kept."""
+        return self.varies and self.views == "fresh"
+
 
 USUAL_VIEWS = 8
 """Looks at each picture where nobody says how many."""

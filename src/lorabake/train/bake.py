@@ -84,7 +84,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
 def _latents(
     checked: Checked, views: Sequence[Sequence[View]], model: Model, events: Events, stop: Callable[[], bool]
 ) -> list[Sequence[torch.Tensor]]:
-    if checked.recipe.data.augment.views == "fresh" and checked.recipe.data.augment.varies:
+    if checked.recipe.data.augment.fresh:
         return [Lazy(len(own), lambda at, own=own: fresh_latent(own[at], model)) for own in views]
 
     def progress(done: int, total: int) -> None:

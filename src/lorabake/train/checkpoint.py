@@ -67,7 +67,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         color_aug=augment.tints,
         random_crop=augment.random_crop,
         face_crop_aug_range=str(augment.face_crop) if augment.face_crop else None,
-        cache_latents=augment.views != "fresh",
+        cache_latents=not augment.fresh,
         shuffle_caption=captions.shuffle,
         keep_tokens=captions.keep_tokens,
         caption_dropout_rate=captions.caption_dropout,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar, overload
 
 from lorabake.base.events import Events
-from lorabake.dataset.augment import Box, look_at
+from lorabake.dataset.augment import USUAL_VIEWS, Box, look_at
 from lorabake.dataset.buckets import Placement
 from lorabake.dataset.faces import find_faces
 from lorabake.dataset.folder import Sample
@@ -65,9 +65,10 @@ def views_of(
 
         if not data.augment.varies:
             return [View(sample, placement, mirrored) for mirrored in mirrorings]
-        if data.augment.views == "fresh":
+        if data.augment.fresh:
             return Lazy(_FRESH * len(mirrorings), view)
-        return [view(index) for index in range((data.augment.views or 1) * len(mirrorings))]
+        kept = data.augment.views if isinstance(data.augment.views, int) else USUAL_VIEWS
+        return [view(index) for index in range(kept * len(mirrorings))]
 
     return [of(*each) for each in zip(samples, placements, faces, strict=True)]
 
