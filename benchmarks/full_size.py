@@ -167,7 +167,8 @@ def _ours(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
     def step() -> None:
         for group in groups:
             group.zero_gradient()
-        torch.nn.functional.mse_loss(unet(latents, timesteps, text, *more).float(), noise.float()).backward()
+        with adapter.ahead():  # as the loop does
+            torch.nn.functional.mse_loss(unet(latents, timesteps, text, *more).float(), noise.float()).backward()
         clip_gradients(groups, 1.0)
         optimizer.step()
 

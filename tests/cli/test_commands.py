@@ -94,7 +94,7 @@ def test_train_for_programs_tells_every_event_as_json(lorabake: Any, dataset: Pa
     assert said.err == ""
     logged = (dataset.parent / "runs" / "mira" / "events.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in logged] == [
-        event for event in told if event["kind"] in ("step", "checkpoint", "finished")
+        event for event in told if event["kind"] in ("step", "checkpoint", "picture_losses", "finished")
     ]
     again = lorabake("train", "mira", "--json", *SMALL)
     assert [json.loads(line)["kind"] for line in again.out.splitlines()] == ["already_finished"]

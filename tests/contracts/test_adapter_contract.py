@@ -108,6 +108,26 @@ def test_taken_off_the_base_is_bit_identical(bench: Any, card: AdapterCard, shuf
 
 
 @every
+def test_switched_off_it_is_the_base_and_then_itself_again(bench: Any, card: AdapterCard, shuffle: Shuffle) -> None:
+    plain = bench.output()
+    adapter = grafted(bench.model, card)
+    shuffle(adapter)
+    adapter.training = True
+    with torch.no_grad():
+        changed = bench.output()
+        with adapter.off():
+            assert torch.equal(bench.output(), plain)
+        assert torch.equal(bench.output(), changed) and not torch.equal(changed, plain)
+    with adapter.ahead():
+        with torch.no_grad(), adapter.off():
+            assert torch.equal(bench.output(), plain)
+        assert not torch.equal(bench.output(), plain)
+        bench.output().square().mean().backward()
+    assert all(parameter.grad is not None for parameter in trainable(adapter).values())
+    adapter.remove()
+
+
+@every
 def test_gradients_reach_what_is_trained_and_nothing_else(bench: Any, card: AdapterCard, shuffle: Shuffle) -> None:
     adapter = grafted(bench.model, card)
     shuffle(adapter)

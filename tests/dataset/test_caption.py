@@ -20,9 +20,11 @@ from lorabake.dataset.caption import (
     full_captions,
     idle_settings,
     is_static,
+    replaced,
     unfit_captions,
     unfit_lengths,
     warmup_steps,
+    without_additions,
 )
 
 TEXT = "suzu, 1girl, red hair, smile, outdoors"
@@ -353,3 +355,24 @@ def test_what_does_not_go_with_the_length() -> None:
         "token_warmup lasts 30 steps and the run 30: it ends before all tags are shown.",
     ]
     assert not list(unfit_lengths(CaptionConfig(caption_dropout_every_n_epochs=3, token_warmup=0.5), 10, 30))
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "by", "expected"),
+    [
+        ("mira, 1girl, red_dress, smile", "mira, red dress", "", "1girl, smile"),
+        ("a photo of Mira-chan, standing", "mira chan", "a woman", "a photo of a woman, standing"),
+        ("admiral, miraculous", "mira", "", "admiral, miraculous"),
+        ("mira", "mira", "", ""),
+        ("x,y", "mira", "z", "x,y"),
+        ("mira", " , ", "z", "mira"),
+        ("a (mira) b", "(mira)", "", "a b"),
+    ],
+)
+def test_words_are_taken_out_whole(text: str, words: str, by: str, expected: str) -> None:
+    assert replaced(text, words, by) == expected
+
+
+def test_additions_are_left_off() -> None:
+    config = CaptionConfig(prefix="mira,", suffix="style", shuffle=True)
+    assert without_additions(config) == CaptionConfig(shuffle=True)

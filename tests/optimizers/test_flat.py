@@ -126,6 +126,17 @@ def test_channels_last_and_sixteen_bit_weights_are_packed() -> None:
     assert group.values.numel() == 48
 
 
+def test_what_lies_column_by_column_stays_so() -> None:
+    """A LoRA's B does; its gradient is made that way."""
+    up = nn.Parameter(torch.randn(2, 6).t())
+    before = up.detach().clone()
+    group = FlatGroup("denoiser", {"x": up})
+    assert torch.equal(up, before) and up.grad is not None and up.stride() == up.grad.stride() == (1, 6)
+    assert torch.equal(group.values.detach().view(2, 6).t(), before)
+    up.grad.copy_(before)
+    assert torch.equal(group.gradient.view(2, 6).t(), before)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_named(value: float) -> None:
     parameters = weights()

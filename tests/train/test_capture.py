@@ -61,7 +61,7 @@ def again(step: Step) -> Step:
 
 
 def capturing(baked: Bake, record: Recorder = again, **options: Any) -> Bake:
-    of_inputs = partial(loss_of, baked.model, baked.objective)
+    of_inputs = partial(loss_of, baked.model, baked.objective, noted_2B=baked.noted_2B)
     return replace(baked, captured=Captured(of_inputs, baked.groups, CPU, record, around=baked.graft.ahead, **options))
 
 
@@ -332,7 +332,8 @@ def test_a_loss_and_its_gradient_never_leave_the_device(
     model.checkpoint_gradients(trained)
     groups = [FlatGroup(part, parameters) for part, parameters in grafted.parameters().items()]
     objective = find("objective", "flow" if facts.prediction == "flow" else "diffusion")
-    losses = partial(loss_of, model, objective.load()(objective.settings(), model))
+    noted_2B = torch.zeros(2, 4, device="meta")
+    losses = partial(loss_of, model, objective.load()(objective.settings(), model), noted_2B=noted_2B)
     inputs = meta_inputs(model, trained)
     with Lists() as lists, Traffic() as traffic:
         loss = losses(inputs)
@@ -350,6 +351,7 @@ def meta_inputs(model: Model, trained: bool) -> dict[str, Tensor]:
         "latents_BCHW": torch.zeros(2, channels, 16, 16),
         "noise_BCHW": torch.zeros(2, channels, 16, 16),
         "timesteps_B": torch.zeros(2, dtype=torch.int64 if whole else torch.float32),
+        "mask_B1HW": torch.ones(2, 1, 16, 16),
         **told,
         **model.frame([framing, framing]),
     }

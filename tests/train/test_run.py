@@ -112,7 +112,7 @@ def test_what_a_run_leaves(first: tuple[Path, Path]) -> None:
     _, folder = first
     told = events(folder)
     kinds = [event["kind"] for event in told]
-    assert kinds == ["step"] * 3 + ["checkpoint"] + ["step"] * 3 + ["checkpoint", "finished"]
+    assert kinds == ["step"] * 3 + ["checkpoint"] + ["step"] * 3 + ["checkpoint", "picture_losses", "finished"]
     steps = [event for event in told if event["kind"] == "step"]
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
     assert [event["epoch"] for event in steps] == [1, 1, 1, 2, 2, 2]
@@ -125,6 +125,7 @@ def test_what_a_run_leaves(first: tuple[Path, Path]) -> None:
         ".lock",
         "checkpoints",
         "events.jsonl",
+        "losses.csv",
         "pictures.json",
         "recipe.toml",
         "run.json",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from lorabake.adapters._names import by_layer
 from lorabake.base.cards import Settings
 from lorabake.base.errors import UserError
 from lorabake.base.streams import torch_stream
-from lorabake.protocols.adapter import AdapterCard, JointLayerType, LayerType
+from lorabake.protocols.adapter import AdapterCard, LayerType
 from lorabake.protocols.family import Layer, Model, Part
 
 
@@ -67,31 +67,12 @@ class GraftedLayer(nn.Module):
             self.base, x, self._tensors, graft.multiplier, self.change.settings, graft.training
         )
 
-    def together(self, x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
-        """What ``layers``, of which this is the first, give of the same input; as one where the network type can."""
-        (graft,) = self._graft
-        if self.changed_weight is None and graft.multiplier and graft.joint_type:
-            own = [layer for layer in layers if isinstance(layer, GraftedLayer) and layer._graft[0] is graft]
-            if len(own) == len(layers):
-                outputs = graft.joint_type.forward_together(
-                    [layer.base for layer in own],
-                    x,
-                    [layer._tensors for layer in own],
-                    graft.multiplier,
-                    [layer.change.settings for layer in own],
-                    graft.training,
-                )
-                if outputs is not None:
-                    return outputs
-        return [layer(x) for layer in layers]
-
 
 class LayerGraft:
     """A layer-by-layer adapter on a model; see :class:`lorabake.protocols.adapter.Graft`."""
 
     def __init__(self, card: AdapterCard, layer_type: LayerType, model: Model, changes: Iterable[Change]) -> None:
         self.card, self.layer_type, self.model = card, layer_type, model
-        self.joint_type = layer_type if isinstance(layer_type, JointLayerType) else None
         self.multiplier, self.training = 1.0, False
         self._grafted: list[GraftedLayer] = []
         self._stacks: list[Stack] | None = None
@@ -117,6 +98,21 @@ class LayerGraft:
             for stack in self._stacks:
                 for layer in stack.layers:
                     layer.changed_weight = None
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The base alone, also where its weights have been changed ahead."""
+        multiplier = self.multiplier
+        ahead = [(layer, layer.changed_weight) for layer in self._grafted]
+        try:
+            self.multiplier = 0.0
+            for layer, _ in ahead:
+                layer.changed_weight = None
+            yield
+        finally:
+            self.multiplier = multiplier
+            for layer, changed in ahead:
+                layer.changed_weight = changed
 
     def parameters(self) -> dict[Part, dict[str, nn.Parameter]]:
         """What is trained, by part and by name in the file."""
@@ -224,9 +220,9 @@ def graft_tensors(
                     raise UserError(f"The adapter file is not whole: '{key}.{name}' is missing.")
                 _check_shape(f"{key}.{name}", tensors[name], tensor)
             weights = {
-                # A copy: memory of the file's own is not aligned as PyTorch's is, and products then differ in the last bit.
-                name: nn.Parameter(tensors[name].to(model.device, torch.float32, copy=True), requires_grad=False)
-                for name in newborn
+                # Copied into newborn ones: those lie in memory as in training, and aligned. Products would differ in the last bit.
+                name: nn.Parameter(tensor.copy_(tensors[name]).to(model.device), requires_grad=False)
+                for name, tensor in newborn.items()
             }
             yield Change(
                 known[key],

@@ -5,8 +5,8 @@ The frozen originals are kept aside, so that taking it off gives the base back b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from lorabake.base.cards import Settings
@@ -84,6 +84,18 @@ class FullGraft:
     def ahead(self) -> AbstractContextManager[None]:
         """Nothing is computed of the weights before a pass."""
         return nullcontext()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The originals, where they were."""
+        trained = [(module, name, getattr(module, name)) for module, name, _ in self._originals]
+        try:
+            for module, name, original in self._originals:
+                setattr(module, name, original)
+            yield
+        finally:
+            for module, name, parameter in trained:
+                setattr(module, name, parameter)
 
     def remove(self) -> None:
         """Put the originals back."""

@@ -105,7 +105,9 @@ class Lora:
         down = torch.empty(rank * groups, weight.shape[1], *kernel)
         bound = 1 / math.sqrt(down[0].numel())
         down.uniform_(-bound, bound, generator=generator)
-        up = torch.zeros(weight.shape[0], rank, *(1 for _ in kernel))
+        up = torch.zeros(rank, weight.shape[0], *(1 for _ in kernel)).transpose(
+            0, 1
+        )  # in memory as products make its gradient
         alpha = torch.tensor(settings.alpha_for(layer))
         return {"lora_down.weight": down, "lora_up.weight": up}, {"alpha": alpha}
 
@@ -128,7 +130,7 @@ class Lora:
             weight = kernels.merged(base.weight, down, up, scale)  # pyright: ignore[reportArgumentType]
             return kernels.with_weight(base, x, weight)  # pyright: ignore[reportArgumentType]
         if isinstance(base, nn.Linear) and not drops:
-            return kernels.low_rank_linears(x, kernels.LowRank(base.weight, base.bias, down, up, scale))[0]
+            return kernels.low_rank_linear(x, base.weight, base.bias, down, up, scale)
         if not drops and kernels.is_pointwise(base, x):
             return kernels.low_rank_cells(x, base, down, up, scale)  # pyright: ignore[reportArgumentType]
         origin: Any = getattr(base, "origin", base)  # below other adapters, if there are any
@@ -144,26 +146,6 @@ class Lora:
         change = F.linear(thin, up) if linear else F.conv2d(thin, up, groups=origin.groups)
         return torch.add(base(x), change, alpha=scale)
 
-    def forward_together(
-        self,
-        bases: Sequence[nn.Module],
-        x: Tensor,
-        weights: Sequence[Mapping[str, Tensor]],
-        multiplier: float,
-        settings: Sequence[LoraSettings],
-        training: bool,
-    ) -> Sequence[Tensor] | None:
-        """The thin products of linear layers of one input are made as one; None where that is not the fastest way."""
-        layers: list[kernels.LowRank] = []
-        for base, tensors, its in zip(bases, weights, settings, strict=True):
-            down, up = tensors["lora_down.weight"], tensors["lora_up.weight"]
-            drops = training and (its.dropout or its.rank_dropout or its.module_dropout)
-            if not isinstance(base, nn.Linear) or drops or _merges(base, x, up.shape[1]):
-                return None
-            scale = multiplier * float(tensors["alpha"]) / up.shape[1]
-            layers.append(kernels.LowRank(base.weight, base.bias, down, up, scale))
-        return kernels.low_rank_linears(x, *layers)
-
     def changed_weights(
         self,
         weights_LOI: Tensor,
@@ -176,9 +158,9 @@ class Lora:
         if training and (settings.dropout or settings.rank_dropout or settings.module_dropout):
             return None
         downs_LRI = torch.stack([kernels.rows_of(of["lora_down.weight"]) for of in tensors])
-        ups_LOR = torch.stack([of["lora_up.weight"].flatten(1) for of in tensors])
-        scale = multiplier * float(tensors[0]["alpha"]) / ups_LOR.shape[2]
-        return torch.baddbmm(weights_LOI, ups_LOR, downs_LRI, alpha=scale)
+        ups_LRO = torch.stack([of["lora_up.weight"].flatten(1).t() for of in tensors])  # as they lie in memory
+        scale = multiplier * float(tensors[0]["alpha"]) / ups_LRO.shape[1]
+        return torch.baddbmm(weights_LOI, ups_LRO.transpose(1, 2), downs_LRI, alpha=scale)
 
     def delta(self, base: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
         """s·B·A in the shape of the base's weight."""

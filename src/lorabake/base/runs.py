@@ -5,6 +5,7 @@ runs/mira/
   run.json               versions and fingerprints: what must be equal for a run to continue
   pictures.json          a fingerprint of every picture, to say which of them changed
   events.jsonl           everything that happened, by step
+  losses.csv             the loss of every picture, once finished
   checkpoints/           one file (or model folder) per saved epoch
   samples/               pictures drawn at checkpoints
   state/                 what a killed run continues from
@@ -46,6 +47,11 @@ class Run:
     def events(self) -> Path:
         """The event log."""
         return self.folder / "events.jsonl"
+
+    @property
+    def losses(self) -> Path:
+        """The loss of every picture, once the run is finished."""
+        return self.folder / "losses.csv"
 
     @property
     def checkpoints(self) -> Path:

@@ -129,6 +129,15 @@ class TrainingProgress:
         rate = sum(images for _, images in self._seen[1:]) / span if span else 0.0
         self._show(f"epoch {event['epoch']}", event["step"], self._total, f"loss {self._loss:.4f}  {rate:.1f} images/s")
 
+    def _on_validation(self, event: Event) -> None:
+        reach = event["interval"] and f", 95 % between {event['interval'][0]:+.4f} and {event['interval'][1]:+.4f}"
+        against = f"{event['change']:+.4f} against the base{reach or ''}" if event["step"] else "the base's own"
+        self.say(f"held out at step {event['step']}: loss {event['loss']:.4f} ({against})")
+
+    def _on_picture_losses(self, event: Event) -> None:
+        hard = [f"{row['picture']} ({row['relative']:.1f} times the usual)" for row in event["hard"]]
+        self.say(f"loss of every picture: {event['file']}" + (f". Hard to learn: {', '.join(hard)}" if hard else ""))
+
     def _on_checkpoint(self, event: Event) -> None:
         self.say(f"saved {event['file']}")
 

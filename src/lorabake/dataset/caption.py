@@ -7,8 +7,10 @@ trailing comma) are not shuffled into the middle, and prefix and suffix are put 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -193,6 +195,33 @@ def full_caption(text: str, config: CaptionConfig) -> str:
 def count_captions(text: str, config: CaptionConfig) -> int:
     """How many variants wildcards make of a caption; 1 without any."""
     return sum(count_variants(_whole(line, config)) for line in lines_of(text)) if config.wildcards else 1
+
+
+def without_additions(config: CaptionConfig) -> CaptionConfig:
+    """The same without prefix and suffix, which often hold what is being learnt: for pictures of something else."""
+    return config.model_copy(update={"prefix": "", "suffix": ""})
+
+
+def replaced(text: str, words: str, by: str = "") -> str:
+    """``text`` with every occurrence of each of ``words`` (several are parted by commas) gone, or ``by`` in its place.
+
+    Upper and lower case are alike, and so are blanks, "_" and "-" inside of words; parts of other words stay. Commas and blanks that are
+    left without anything between them go too. A text that holds none of the words stays as it is.
+    """
+    pattern = _words(words)
+    if not pattern.search(text):
+        return text
+    tags = [" ".join(pattern.sub(by, tag).split()) for tag in text.split(",")]
+    return ", ".join(tag for tag in tags if tag)
+
+
+@functools.lru_cache(maxsize=64)
+def _words(words: str) -> re.Pattern[str]:
+    each = [
+        r"[\s_-]+".join(map(re.escape, re.split(r"[\s_-]+", word.strip()))) for word in words.split(",") if word.strip()
+    ]
+    longest_first = sorted(each, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(longest_first) or '(?!)'})(?!\w)", re.IGNORECASE)
 
 
 def is_static(config: CaptionConfig) -> bool:

@@ -6,7 +6,7 @@ import functools
 import io
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageChops, ImageCms
 
 _SAME = 2
 """A profile that moves no channel by more than this (of 255) is sRGB in all but name; its pixels are left exactly as
@@ -20,14 +20,22 @@ def to_srgb(image: Image.Image) -> Image.Image:
     16-bit grey is scaled, not clipped. Transparency (a channel, a colour key or a palette entry) shows white.
     """
     profile = image.info.get("icc_profile")
-    alpha = _alpha(image)
+    alpha = opacity(image)
     colour = _apply_profile(_colour_channels(image), profile)
     if alpha is None:
         return colour
     return Image.composite(colour, Image.new("RGB", colour.size, "white"), alpha)
 
 
-def _alpha(image: Image.Image) -> Image.Image | None:
+def to_grey(image: Image.Image) -> Image.Image:
+    """``image`` (already decoded, any mode) as mode "L": how bright every pixel is, and black where it is transparent."""
+    alpha, colour = opacity(image), _colour_channels(image)
+    grey = colour if colour.mode == "L" else colour.convert("RGB").convert("L")
+    return grey if alpha is None else ImageChops.multiply(grey, alpha)
+
+
+def opacity(image: Image.Image) -> Image.Image | None:
+    """How opaque every pixel of ``image`` (already decoded) is, as mode "L"; None where nothing says that any is not."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         return image.convert("RGBA").getchannel("A")
     if "transparency" in image.info and image.mode in ("1", "L", "P", "RGB"):

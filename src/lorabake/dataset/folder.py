@@ -47,7 +47,7 @@ class Sample:
     sha256: str
     """Of the bytes of the file, in hex."""
     mask: Path | None
-    """A mask for it, if there is one. It is only recorded, not read."""
+    """A mask for it, if there is one. See `lorabake.dataset.masks` for what is read of it."""
 
     @property
     def size(self) -> tuple[int, int]:

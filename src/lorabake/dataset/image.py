@@ -26,7 +26,7 @@ from PIL import (
 )
 
 from lorabake.base.errors import UserError
-from lorabake.dataset.colour import to_srgb
+from lorabake.dataset.colour import opacity, to_grey, to_srgb
 from lorabake.dataset.wholeness import looks_whole
 
 _ORIENTATION = 0x0112
@@ -84,14 +84,41 @@ def read_rgb(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     Raises:
         UnreadableImage: it is not a picture, is cut short or broken, moves, or is over the limits.
     """
+    rgb = _upright(path, limits, to_srgb)
+    assert rgb is not None
+    return rgb
+
+
+def read_mask(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """The picture as 8-bit grey, upright: white counts, black and transparent do not. Colour profiles say nothing of masks.
+
+    Raises:
+        UnreadableImage: see `read_rgb`.
+    """
+    grey = _upright(path, limits, to_grey)
+    assert grey is not None
+    return grey
+
+
+def read_opacity(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image | None:
+    """How opaque the picture is, as 8-bit grey, upright; None if nothing in it can be transparent.
+
+    Raises:
+        UnreadableImage: see `read_rgb`.
+    """
+    return _upright(path, limits, opacity)
+
+
+def _upright(path: Path, limits: ImageLimits, take: Callable[[Image.Image], Image.Image | None]) -> Image.Image | None:
+    """What ``take`` takes of the decoded picture, turned upright."""
     with _opened(path, limits) as (image, _):
         # The orientation is taken before decoding, so that `probe` and this function always agree on it.
         orientation = _orientation(image)
         image.load()
-        rgb = to_srgb(image)
-        if orientation != 1:
-            return rgb.transpose(_UPRIGHT[orientation])
-        return rgb.copy() if rgb is image else rgb
+        taken = take(image)
+        if taken is not None and orientation != 1:
+            return taken.transpose(_UPRIGHT[orientation])
+        return image.copy() if taken is image else taken
 
 
 def probe(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:

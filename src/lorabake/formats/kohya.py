@@ -102,7 +102,7 @@ def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 def cast(tensor: Tensor, dtype: Precision) -> Tensor:
     """``tensor`` on the CPU in the type of a file; whole numbers and flags keep theirs."""
     target = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-    return tensor.detach().to("cpu", target if tensor.is_floating_point() else tensor.dtype)
+    return tensor.detach().to("cpu", target if tensor.is_floating_point() else tensor.dtype).contiguous()
 
 
 def network_type(layers: Layers) -> str:

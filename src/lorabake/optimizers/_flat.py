@@ -25,9 +25,8 @@ class FlatGroup:
         start = 0
         for key, parameter in parameters.items():
             end = start + parameter.numel()
-            self.values.data[start:end].copy_(parameter.detach().reshape(-1))
-            parameter.data = self.values.data[start:end].view(parameter.shape)
-            parameter.grad = self.values.grad[start:end].view(parameter.shape)
+            parameter.data = _shaped(self.values.data[start:end], parameter).copy_(parameter.detach())
+            parameter.grad = _shaped(self.values.grad[start:end], parameter)
             self._spans[key] = (start, end)
             start = end
 
@@ -47,6 +46,12 @@ class FlatGroup:
         return [key for key, (start, end) in self._spans.items() if not bool(finite[start:end].all())]
 
 
+def _shaped(part: Tensor, like: Tensor) -> Tensor:
+    """A parameter's part of a buffer, in its shape; column by column where it lies in memory like that."""
+    columns = like.dim() >= 2 and not like.is_contiguous() and like.transpose(0, 1).is_contiguous()
+    return part.view(like.transpose(0, 1).shape).transpose(0, 1) if columns else part.view(like.shape)
+
+
 def clip_gradients(groups: list[FlatGroup], max_norm: float) -> Tensor:
     """Scale all gradients so that their joint L2 norm is at most ``max_norm`` (0 = never); returns the norm before, 0-d.
 
@@ -55,6 +60,8 @@ def clip_gradients(groups: list[FlatGroup], max_norm: float) -> Tensor:
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(group.gradient) for group in groups]))
     if max_norm > 0:
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        if norm.device.type == "cpu" and factor == 1:  # asking a GPU would mean to wait for it
+            return norm
         for group in groups:
             group.gradient.mul_(factor)
     return norm

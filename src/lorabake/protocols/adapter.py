@@ -66,23 +66,6 @@ class LayerType(Protocol):
 
 
 @runtime_checkable
-class JointLayerType(Protocol):
-    """A network type that also computes several layers of one input (queries, keys, values) faster together than one by one."""
-
-    def forward_together(
-        self,
-        bases: Sequence[nn.Module],
-        x: Tensor,
-        weights: Sequence[Mapping[str, Tensor]],
-        multiplier: float,
-        settings: Sequence[Any],
-        training: bool,
-    ) -> Sequence[Tensor] | None:
-        """The output of each changed layer, equal to :meth:`LayerType.forward` of each; None to have them called one by one."""
-        ...
-
-
-@runtime_checkable
 class StackingLayerType(Protocol):
     """A network type whose changed layer is the base layer with another weight, made for many layers of one shape at once."""
 
@@ -120,6 +103,10 @@ class Graft(Protocol):
 
     def ahead(self) -> AbstractContextManager[None]:
         """For one pass forward and backward: what the pass needs of the adapter's weights alone may be computed before it, once."""
+        ...
+
+    def off(self) -> AbstractContextManager[None]:
+        """While it lasts, the model answers as the base alone, bit for bit; also within :meth:`ahead`. Nothing may be trained through it."""
         ...
 
     def remove(self) -> None:

@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import MissingExtra, Problem, Problems, UserError
-from lorabake.dataset.augment import idle_settings as idle_augment
-from lorabake.dataset.buckets import BucketConfig, Placement, bucket_problems, placements
-from lorabake.dataset.buckets import idle_settings as idle_buckets
-from lorabake.dataset.caption import CaptionConfig, unfit_captions, unfit_lengths
-from lorabake.dataset.caption import idle_settings as idle_captions
+from lorabake.dataset.buckets import BucketConfig, Placement, bucket_problems
+from lorabake.dataset.caption import CaptionConfig
 from lorabake.dataset.faces import require_faces
 from lorabake.dataset.folder import Dataset, Sample
+from lorabake.dataset.masks import MaskConfig, Masks, read_masks
 from lorabake.dataset.order import RunLength, run_length
-from lorabake.dataset.scan import named
 from lorabake.dataset.several import open_datasets
 from lorabake.families import caption_readers, family_card, inspect_model
-from lorabake.protocols.family import ModelFacts, TextOption
+from lorabake.protocols.family import ModelFacts
+from lorabake.recipe.advice import advice
+from lorabake.recipe.checked import Checked
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
-from lorabake.recipe.objectives import idle_settings as idle_rules
+from lorabake.recipe.pictures import Pictures, Regularisation, open_beside, open_regularisation, pictures, placed
+from lorabake.recipe.preservation import preservation_problems, with_trigger
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
-from lorabake.recipe.sections import DataSettings, ModelSettings, RateSettings, TrainSettings
-from lorabake.recipe.seen import SeenCaption, see_captions, token_warnings
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A recipe with nothing left open, and what it stands on."""
-
-    recipe: Recipe
-    facts: ModelFacts
-    dataset: Dataset
-    samples: tuple[Sample, ...]
-    """What is trained on: the dataset's samples, each once for every size that it is seen at."""
-    placements: tuple[Placement, ...]
-    """Bucket and crop of each of them."""
-    warnings: tuple[str, ...]
-    """What is allowed and probably not meant."""
-    captions: tuple[SeenCaption, ...]
-    """What the text encoders see of each of the dataset's samples; empty where the family does not say."""
-    length: RunLength
-    """How long the run is."""
+from lorabake.recipe.sections import DataSettings, ModelSettings, RateSettings, TrainSettings, ValidationSettings
+from lorabake.recipe.seen import SeenCaption, see_captions
+from lorabake.recipe.validation import split
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
@@ -73,21 +54,33 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
         del raw["objective"]  # nobody can tell whose settings these are
     values = parse_sections(raw, problems, facts.prediction if facts else None)
     problems.extend(about_model)
-    dataset = _dataset(values, problems)
+    dataset, kept_back = _split(values, _dataset(values, problems), problems)
     samples, places = _placements(values, facts, dataset, problems)
+    masks = _masks(values, facts, samples, places, problems)
+    notes = list(masks.notes)
+    regularisation = _regularisation(values, facts, dataset, samples, problems, notes)
+    held_out = _held_out(values, facts, dataset, kept_back, problems)
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts))
+    problems.extend(_preservation(values, dataset))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
-    length = _length(recipe, samples, places)
-    warnings = _warnings(recipe, facts, dataset, samples, places, captions, length)
-    return Checked(recipe, facts, dataset, samples, places, warnings, captions, length)
+    length = _length(recipe, samples, places, regularisation)
+    checked = Checked(
+        recipe, facts, dataset, samples, places, (), captions, length, masks.of_samples, regularisation, held_out
+    )
+    return dataclasses.replace(checked, warnings=tuple(advice(checked, notes)))
 
 
-def _length(recipe: Recipe, samples: Sequence[Sample], places: Sequence[Placement]) -> RunLength:
+def _length(
+    recipe: Recipe, samples: Sequence[Sample], places: Sequence[Placement], regularisation: Regularisation | None
+) -> RunLength:
     train = recipe.train
     buckets, repeats = [place.bucket_wh for place in places], [sample.repeats for sample in samples]
+    if regularisation:
+        buckets += regularisation.turns.buckets
+        repeats += regularisation.turns.of_epoch(0)  # every epoch has as many of each bucket
     return run_length(buckets, repeats, train.batch_size, train.gradient_accumulation, train.length, train.seed)
 
 
@@ -112,6 +105,12 @@ def _contradictions(values: Mapping[str, Any], facts: ModelFacts | None) -> Iter
     if train is not None and adapter is not None and train.precision == "bf16" and adapter_card(adapter).trains_base:
         what = f"'bf16': adapter '{adapter.name}' trains the weights themselves, which needs fp32. Leave precision out."
         yield Problem("train.precision", what)
+
+
+def _preservation(values: Mapping[str, Any], dataset: Dataset | None) -> Iterator[Problem]:
+    if {"preservation", "data", "output"} <= values.keys():
+        settings = with_trigger(values["preservation"], values["output"].trigger)
+        yield from preservation_problems(settings, values["data"], dataset.samples if dataset else ())
 
 
 def _facts(model: ModelSettings | None, problems: list[Problem]) -> ModelFacts | None:
@@ -191,73 +190,83 @@ def _placements(
     problems.extend(found)
     if found or dataset is None:
         return (), ()
-    entries: list[tuple[Sample, Placement]] = []
-    for sample in dataset.samples:
-        try:
-            entries += [(sample, placement) for placement in placements(sample.size, buckets)]
-        except UserError as error:
-            problems.append(Problem(sample.name, str(error)))
-    return tuple(sample for sample, _ in entries), tuple(placement for _, placement in entries)
+    return placed(dataset.samples, buckets, problems)
 
 
-def _too_small(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
-    """Pictures that are not seen at every size."""
-    others = recipe.data.buckets.each()[1:]
-    for config in others:
-        area = config.resolution_wh[0] * config.resolution_wh[1]
-        names = [sample.name for sample in dataset.samples if sample.width * sample.height < area]
-        if names:
-            which = f"{len(names)} of {len(dataset)} pictures are too small for resolution {config.resolution}"
-            what = (
-                "none is left, so it does nothing"
-                if len(names) == len(dataset)
-                else "and are trained on at smaller ones only"
-            )
-            yield f"data.buckets.resolutions: {which}, {what}: {named(names)}."
+def _masks(
+    values: Mapping[str, Any],
+    facts: ModelFacts | None,
+    samples: tuple[Sample, ...],
+    placements: Sequence[Placement],
+    problems: list[Problem],
+) -> Masks:
+    """The pictures' masks; empty where anything that they depend on is not right yet."""
+    if facts is None or not samples:
+        return Masks(())
+    config: MaskConfig = values["data"].masks
+    found = read_masks(samples, placements, config, facts.latent_scale)
+    problems.extend(found.problems)
+    if config.source != "none" and not found.problems and not any(mask is not None for mask in found.of_samples):
+        wanted = {
+            "files": "Put a mask 001.png for the picture 001.png into a folder masks, or 001-masklabel.png beside it",
+            "alpha": "Use pictures with transparency",
+        }
+        why = " ".join(found.notes) or f"none of the {len(set(samples))} pictures has a mask."
+        problems.append(
+            Problem("data.masks.source", f"'{config.source}': {why} {wanted[config.source]}, or leave this out.")
+        )
+    return found
 
 
-def _warnings(
-    recipe: Recipe,
-    facts: ModelFacts,
-    dataset: Dataset,
+def _regularisation(
+    values: Mapping[str, Any],
+    facts: ModelFacts | None,
+    dataset: Dataset | None,
     samples: Sequence[Sample],
-    places: Sequence[Placement],
-    captions: Sequence[SeenCaption],
-    length: RunLength,
-) -> tuple[str, ...]:
-    options = family_card(facts).text_options
-    texts = [sample.caption for sample in dataset.samples]
-    return (
-        *facts.notes,
-        *(f"{warning.where}: {warning.what}" for warning in dataset.warnings),
-        *dataset.notes,
-        *_idle_class_tokens(recipe.data, dataset),
-        *_idle_text_options(recipe, facts, options),
-        *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
-        *(f"data.captions: {unfit}" for unfit in unfit_captions(texts, recipe.data.captions)),
-        *(
-            f"data.captions: {unfit}"
-            for unfit in unfit_lengths(recipe.data.captions, length.steps_per_epoch, length.steps)
-        ),
-        *(
-            f"data.augment.{idle}"
-            for idle in idle_augment(recipe.data.augment, [sample.size for sample in samples], places)
-        ),
-        *_too_small(recipe, dataset),
-        *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
-        *(f"objective.{idle}" for idle in idle_rules(recipe.objective)),
-        *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),
-    )
+    problems: list[Problem],
+    notes: list[str],
+) -> Regularisation | None:
+    if facts is None or dataset is None or "train" not in values:
+        return None
+    buckets = resolve_buckets(values["data"].buckets, facts)
+    if bucket_problems(buckets):
+        return None
+    seed: int = values["train"].seed
+    entries = sum(sample.repeats for sample in samples)
+    return open_regularisation(values["data"], dataset, entries, buckets, facts.latent_scale, seed, problems, notes)
 
 
-def _idle_class_tokens(data: DataSettings, dataset: Dataset) -> Iterator[str]:
-    if data.class_tokens is not None and not any(sample.caption_source == "class_tokens" for sample in dataset.samples):
-        yield "data.class_tokens does nothing: every picture has a caption file or lies in a folder named R_name."
+def _split(
+    values: Mapping[str, Any], dataset: Dataset | None, problems: list[Problem]
+) -> tuple[Dataset | None, tuple[Sample, ...]]:
+    """The pictures to train on, and those of the same folder that are held out."""
+    if dataset is None or "validation" not in values:
+        return dataset, ()
+    training, held_out = split(dataset.samples, values["validation"], problems)
+    return dataclasses.replace(dataset, samples=training) if held_out else dataset, held_out
 
 
-def _idle_text_options(recipe: Recipe, facts: ModelFacts, options: Set[TextOption]) -> Iterator[str]:
-    """Given settings about text that the family's models do not have."""
-    names: tuple[TextOption, ...] = typing.get_args(TextOption)
-    for name in names:
-        if name not in options and getattr(recipe.model, name) != type(recipe.model).model_fields[name].default:
-            yield f"model.{name} does nothing: models of the family '{facts.family}' have no such setting."
+def _held_out(
+    values: Mapping[str, Any],
+    facts: ModelFacts | None,
+    dataset: Dataset | None,
+    kept_back: tuple[Sample, ...],
+    problems: list[Problem],
+) -> Pictures | None:
+    """The pictures that are asked about, wherever they are from."""
+    if facts is None or dataset is None or "validation" not in values:
+        return None
+    settings: ValidationSettings = values["validation"]
+    home, samples = dataset.path, kept_back
+    if settings.folder is not None:
+        data: DataSettings = values["data"]
+        options = {"class_tokens": data.class_tokens, "every_line": data.captions.wildcards}
+        found = open_beside(settings.folder, "validation.folder", settings.folder.name, dataset, problems, **options)
+        if found is None:
+            return None
+        home, samples = found.path, found.samples
+    buckets = resolve_buckets(values["data"].buckets, facts)
+    if not samples or bucket_problems(buckets):
+        return None
+    masks, cell = values["data"].masks, facts.latent_scale
+    return pictures(home, samples, buckets, masks, cell, "held-out pictures", problems, every_size=False)

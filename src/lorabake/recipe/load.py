@@ -23,7 +23,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_PATHS = (("data", "folder"), ("model", "base"), ("model", "vae"), ("model", "text_encoders"))
+_PATHS = (
+    ("data", "folder"),
+    ("data", "regularisation"),
+    ("validation", "folder"),
+    ("model", "base"),
+    ("model", "vae"),
+    ("model", "text_encoders"),
+)
 """Settings that are paths, or lists of them."""
 
 

@@ -12,10 +12,12 @@ from lorabake.recipe.sections import (
     DataSettings,
     ModelSettings,
     OutputSettings,
+    PreservationSettings,
     RateSettings,
     SampleSettings,
     SaveSettings,
     TrainSettings,
+    ValidationSettings,
 )
 
 
@@ -42,6 +44,8 @@ class Recipe:
     save: SaveSettings
     sample: SampleSettings
     output: OutputSettings
+    preservation: PreservationSettings = field(default_factory=PreservationSettings)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
     reasons: dict[str, str] = field(default_factory=dict, compare=False)
     """Why a derived value is what it is, by dotted name."""
 
@@ -73,6 +77,8 @@ class Recipe:
             "optimizer": {"name": self.optimizer.name, **plain(self.rates), **plain(self.optimizer.settings)},
             "schedule": {"name": self.schedule.name, **plain(self.schedule.settings)},
             "train": plain(self.train),
+            "preservation": plain(self.preservation),
+            "validation": plain(self.validation),
             "save": plain(self.save),
             "sample": plain(self.sample),
             "output": plain(self.output),

@@ -12,6 +12,7 @@ from lorabake.objectives.timesteps import SHIFT
 from lorabake.protocols.adapter import AdapterCard
 from lorabake.protocols.family import ModelFacts
 from lorabake.recipe.objectives import reads
+from lorabake.recipe.preservation import with_trigger
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.sections import file_name
 
@@ -40,6 +41,8 @@ def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
     if getattr(recipe.objective.settings, "shift", 0.0) is None and reads(recipe.objective, "shift"):
         why = f"{facts.name}'s own schedule" if facts.shift else "what is usual: the model's files do not say theirs"
         recipe = recipe.with_value("objective", "shift", facts.shift or SHIFT, why)
+    if (kept := with_trigger(recipe.preservation, recipe.output.trigger)) is not recipe.preservation:
+        recipe = recipe.with_value("preservation", "trigger", kept.trigger, "output.trigger")
     recipe = _rates(recipe, facts)
     recipe = _machine(recipe, facts)
     if recipe.output.name is None:

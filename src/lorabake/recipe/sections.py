@@ -13,7 +13,8 @@ from lorabake.base.cards import Settings
 from lorabake.base.units import Duration, Epochs
 from lorabake.dataset.augment import AugmentConfig
 from lorabake.dataset.buckets import BucketConfig
-from lorabake.dataset.caption import CaptionConfig
+from lorabake.dataset.caption import CaptionConfig, replaced
+from lorabake.dataset.masks import MaskConfig
 from lorabake.protocols.family import MOST_T5_TOKENS, TextOption, TextOptions
 
 MaxTokens = Literal[75, 150, 225]
@@ -59,6 +60,13 @@ class DataSettings(Settings):
     of such folders: pictures directly in one that is named R_name have R repeats."""
     class_tokens: str | None = Field(default=None, min_length=1)
     """Caption of pictures that have no caption file, in folders without a number; in R_name it is the name. Absent: an empty prompt."""
+    regularisation: tuple[Path, ...] = ()
+    """Folders of regularisation pictures: the class without what is being learnt, best drawn by the base model itself, named as in `folder` and lying
+    apart from it. Every epoch takes some of them in turn, and says how many. Their captions get no prefix or suffix. Default: none."""
+    regularisation_ratio: float = Field(default=1.0, gt=0, le=100)
+    """Regularisation pictures per training picture and epoch, repeats counted. Default 1, as is the custom: an epoch is twice as long."""
+    prior_loss_weight: float = Field(default=1.0, gt=0, le=100)
+    """What the loss of regularisation pictures is multiplied by. Default 1; 0.3 to 1 is usual, less holds the class less."""
     flip: bool = False
     """Show each picture mirrored half of the time. Not for subjects that are not symmetric."""
     augment: AugmentConfig = AugmentConfig()
@@ -67,6 +75,8 @@ class DataSettings(Settings):
     """Sizes that pictures are fitted into."""
     captions: CaptionConfig = CaptionConfig()
     """What is done to captions at each step."""
+    masks: MaskConfig = MaskConfig()
+    """Which places of the pictures are trained."""
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -79,6 +89,41 @@ class DataSettings(Settings):
         if folder == ():
             raise ValueError("an empty list. Give a folder, or several")
         return folder
+
+    @field_validator("regularisation", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, given: Any) -> Any:
+        if isinstance(given, str | Path):
+            return (given,)
+        return tuple(given) if isinstance(given, list) else given
+
+
+class PreservationSettings(Settings):
+    """Keeping what the base model answers where the LoRA is not meant. Needs no pictures of its own."""
+
+    weight: float = Field(default=0.0, ge=0, le=100)
+    """How much it counts that captions without the trigger are answered as the base model does: the difference, at the same noisy picture, times
+    this is added to the loss. Default 0: off, and free. 1 is usual, 0.1 to 10 safe. Each batch then takes one pass more without and one with
+    gradients, about 2.3 times as long; `share` makes that less."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the batches that are asked this, by chance. Each then counts 1 / share, so that the pull is as strong; 0.5 takes half of
+    the added time. Default 1: every batch."""
+    trigger: str | None = None
+    """What is taken out of captions: whole tags or words; several are parted by commas. Default: output.trigger. Captions that do not hold it are
+    not asked: what is being taught cannot be kept."""
+    class_words: str = ""
+    """What is put in the trigger's place, such as "1girl" or "a woman". Default nothing."""
+    caption: str | None = None
+    """A text that is kept in place of the captions without the trigger; "" is the empty prompt. Default: the captions."""
+    outside_masks: float = Field(default=0.0, ge=0, le=100)
+    """How much it counts that the black of masks is answered as the base model does, to the same caption. Default 0: off. 1 is usual, 0.1 to 10 safe.
+    Takes one pass more without gradients, about 1.3 times as long. Needs data.masks."""
+
+    def kept_caption(self, caption: str) -> str:
+        """What is asked in place of a step's caption. Equal to it where it holds no trigger."""
+        if self.caption is not None:
+            return self.caption
+        return replaced(caption, self.trigger or "", self.class_words)
 
 
 class RateSettings(Settings):
@@ -111,6 +156,29 @@ class TrainSettings(Settings):
     """Where to train. Default: the GPU if there is one."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads. Default: 1 for small models, where more are slower, else all cores. Part of what makes bytes repeat."""
+
+
+class ValidationSettings(Settings):
+    """The loss of pictures that are not trained on: it rises again when the LoRA begins to learn its pictures by heart. It never changes
+    the result."""
+
+    share: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the dataset's pictures that is held out of training. Which ones depends on their bytes and `seed` alone, so that more pictures change
+    nothing for those that are there. Default 0; 0.1 is usual for 50 pictures and more, below it every picture is better trained on."""
+    folder: Path | None = None
+    """A folder of pictures to ask about, named as data.folder and lying apart from it; in place of a share. Default: none."""
+    every: Duration = Epochs(1)
+    """How often they are asked about; also before the first step and after the last."""
+    timesteps: int = Field(default=4, ge=1, le=64)
+    """Amounts of noise at which each picture is asked about, spread as training draws them; always the same, with the same noise. Default 4: each takes
+    a forward pass, once more for the base."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Which pictures are held out, and their noise. It is apart from train.seed, so that runs with other seeds can be compared."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is asked."""
+        return self.share > 0 or self.folder is not None
 
 
 class SaveSettings(Settings):
@@ -161,6 +229,8 @@ SECTIONS: dict[str, type[Settings]] = {
     "model": ModelSettings,
     "data": DataSettings,
     "train": TrainSettings,
+    "preservation": PreservationSettings,
+    "validation": ValidationSettings,
     "save": SaveSettings,
     "sample": SampleSettings,
     "output": OutputSettings,

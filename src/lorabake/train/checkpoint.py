@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import lorabake
 from lorabake.base.cards import find
+from lorabake.dataset.folder import Sample
 from lorabake.formats.kohya import write_lora
 from lorabake.formats.metadata import ModelSpec, TrainingFacts, training_metadata
 from lorabake.optimizers.schedules import ScheduleCard, ScheduleSettings
@@ -37,7 +38,8 @@ def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int) -> P
 
 def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
     recipe, facts, dataset = checked.recipe, checked.facts, checked.dataset
-    train, captions, buckets, augment = recipe.train, recipe.data.captions, recipe.data.buckets, recipe.data.augment
+    regularisation, augment = checked.regularisation, recipe.data.augment
+    train, captions, buckets = recipe.train, recipe.data.captions, recipe.data.buckets
     schedule = cast(ScheduleCard, find("schedule", recipe.schedule.name))
     warmup = cast(ScheduleSettings, recipe.schedule.settings).warmup
     epochs = -(-bake.total_steps // bake.steps_per_epoch)
@@ -53,9 +55,14 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         prediction_type=None if facts.prediction == "flow" else facts.prediction,
         sd_model_name=facts.name,
         network_module=bake.graft.card.network_module,
-        num_train_images=checked.length.images_per_epoch,
+        num_train_images=sum(sample.repeats for sample in checked.samples),
         num_batches_per_epoch=bake.steps_per_epoch * train.gradient_accumulation,
-        dataset_dirs=_folders(checked),
+        num_reg_images=sum(regularisation.turns.repeats) if regularisation else 0,
+        num_validation_images=len(checked.held_out.samples) if checked.held_out else 0,
+        **_validation(checked),
+        dataset_dirs=_folders(dataset.samples, dataset.path.name),
+        reg_dataset_dirs=_folders(list(dict.fromkeys(regularisation.samples)), "") if regularisation else {},
+        prior_loss_weight=recipe.data.prior_loss_weight,
         tag_frequency=dataset.tag_frequency(),
         resolution=buckets.resolution_wh,
         enable_bucket=buckets.enabled,
@@ -98,16 +105,28 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
     )
 
 
+def _validation(checked: Checked) -> dict[str, Any]:
+    """What kohya's scripts say of held-out pictures; nothing where there are none."""
+    settings = checked.recipe.validation
+    if checked.held_out is None:
+        return {}
+    every = settings.every
+    return {
+        "validation_seed": settings.seed,
+        "validation_split": settings.share,
+        f"validate_every_n_{every.unit}": every.count,
+    }
+
+
 def _arguments(settings: Mapping[str, Any]) -> str:
     return ",".join(f"{name}={value}" for name, value in settings.items())
 
 
-def _folders(checked: Checked) -> dict[str, dict[str, int]]:
+def _folders(samples: Sequence[Sample], top: str) -> dict[str, dict[str, int]]:
+    """``ss_dataset_dirs`` of some pictures; those in no folder inside their dataset are in ``top``."""
     found: dict[str, dict[str, int]] = {}
-    for sample in checked.dataset.samples:
-        row = found.setdefault(
-            sample.folder or checked.dataset.path.name, {"n_repeats": sample.repeats, "img_count": 0}
-        )
+    for sample in samples:
+        row = found.setdefault(sample.folder or top, {"n_repeats": sample.repeats, "img_count": 0})
         row["img_count"] += 1
     return found
 
@@ -115,6 +134,8 @@ def _folders(checked: Checked) -> dict[str, dict[str, int]]:
 def _bucket_info(checked: Checked) -> dict[str, Any]:
     counts: Counter[tuple[int, int]] = Counter()
     error = 0.0
+    if checked.regularisation:
+        counts.update(checked.regularisation.turns.per_epoch)
     for sample, place in zip(checked.samples, checked.placements, strict=True):
         counts[place.bucket_wh] += sample.repeats
         error += abs(sample.width / sample.height - place.bucket_wh[0] / place.bucket_wh[1])

@@ -15,9 +15,10 @@ from torch import Tensor
 from lorabake.base.errors import NotFinite
 from lorabake.base.events import Events
 from lorabake.base.streams import random_stream, stream_seed, torch_stream
-from lorabake.dataset.caption import Moment, caption_for_step
+from lorabake.dataset.caption import CaptionConfig, Moment, caption_for_step, without_additions
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.order import Batch, epoch_batches
+from lorabake.dataset.regularisation import Turns
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
@@ -25,8 +26,11 @@ from lorabake.protocols.family import Framing, Model
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Recipe
+from lorabake.train.asked import Asked
 from lorabake.train.capture import Captured, Inputs
+from lorabake.train.preservation import base_answer, kept_losses, taken
 from lorabake.train.text import TextSource, conditioning_of
+from lorabake.train.validation import HeldOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,24 @@ class Bake:
     """Optimizer steps until captions are shown with all their tags."""
     captured: Captured | None = None
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
+    turns: Turns | None = None
+    """How regularisation pictures take turns; they are the last of the samples."""
+    noted_2B: Tensor | None = None
+    """Where :func:`loss_of` notes each row's loss and timestep, for as many rows as a batch has at most; None notes nothing."""
+    held_out: HeldOut | None = None
+    """Asks about pictures that are not trained on."""
+    more_inputs: Sequence[Callable[[Asked], Inputs]] = ()
+    """What else the loss of this run is computed from (see :func:`loss_of`), by what makes it."""
+
+    @property
+    def trained(self) -> int:
+        """How many of the samples, the first ones, are training pictures."""
+        return len(self.samples) - (len(self.turns.buckets) if self.turns else 0)
+
+    def captions_of(self, index: int) -> CaptionConfig:
+        """What is done to a sample's caption."""
+        config = self.recipe.data.captions
+        return config if index < self.trained else without_additions(config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +84,8 @@ class Step:
     loss: float
     grad_norm: float
     images: int
+    pictures: Sequence[tuple[int, float, float]] = ()
+    """Sample, timestep and loss of each row, to six digits; the loss is the picture's own, before any weight of it."""
 
 
 def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[int], bool]) -> int:
@@ -96,6 +120,7 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
                 grad_norm=done.grad_norm,
                 images=done.images,
                 lr=rates,
+                pictures=done.pictures,
             )
             if after_step(step) or step == bake.total_steps:
                 return step
@@ -111,14 +136,30 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
         param_group["lr"] = rate * scale
     _seed_dropout(stream_seed(recipe.train.seed, "dropout", step), bake.model.device)
     total = torch.zeros((), device=bake.model.device)
+    noted: list[Tensor] = []
     for micro, batch in enumerate(batches):
         total += _add_gradient(bake, step, micro, batch, len(batches))
+        if bake.noted_2B is not None:
+            noted.append(bake.noted_2B[:, : len(batch)].clone().flatten())  # the next batch overwrites it
     norm = clip_gradients(list(bake.groups), recipe.train.max_grad_norm)
-    loss_value, norm_value = torch.stack([total, norm.to(total)]).tolist()  # the only time a step waits for a GPU
+    told = torch.cat([total[None], norm.to(total)[None], *noted]).tolist()  # the only time a step waits for a GPU
+    loss_value, norm_value = told[:2]
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
         raise NotFinite(_diagnose(bake, step, batches, loss_value))
     bake.optimizer.step()
-    return Step(loss_value, norm_value, sum(map(len, batches)))
+    return Step(loss_value, norm_value, sum(map(len, batches)), _by_picture(batches, told[2:]))
+
+
+def _by_picture(batches: Sequence[Batch], noted: Sequence[float]) -> list[tuple[int, float, float]]:
+    """Sample, timestep and loss of each row, from what was noted of one batch after the other: losses, then timesteps."""
+    rows: list[tuple[int, float, float]] = []
+    for batch in batches if noted else ():
+        losses, timesteps, noted = noted[: len(batch)], noted[len(batch) : 2 * len(batch)], noted[2 * len(batch) :]
+        rows += [
+            (index, float(f"{timestep:.6g}"), float(f"{loss:.6g}"))
+            for index, timestep, loss in zip(batch, timesteps, losses, strict=True)
+        ]
+    return rows
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
@@ -142,7 +183,7 @@ def batch_loss(bake: Bake, step: int, micro: int, batch: Batch) -> Tensor:
     """Mean loss of one batch, differentiable in the adapter's weights."""
     inputs = batch_inputs(bake, step, micro, batch)
     on_device = {name: tensor.to(bake.model.device, non_blocking=True) for name, tensor in inputs.items()}
-    return loss_of(bake.model, bake.objective, on_device)
+    return loss_of(bake.model, bake.objective, on_device, bake.graft, bake.noted_2B)
 
 
 def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
@@ -158,7 +199,7 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
     captions = [
         caption_for_step(
             bake.samples[index].caption,
-            bake.recipe.data.captions,
+            bake.captions_of(index),
             random_stream(seed, "captions", step, micro, slot),
             moment,
         )
@@ -171,6 +212,8 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
         **bake.text(captions),
         **bake.model.frame([bake.framings[index][view] for index, view in views]),
     }
+    for more in bake.more_inputs:
+        inputs |= more(Asked(step, micro, views, captions))
     if bake.model.device.type == "cuda":
         return {name: tensor.pin_memory() for name, tensor in inputs.items()}
     return inputs
@@ -186,24 +229,46 @@ def _draw_views(bake: Bake, step: int, micro: int, batch: Batch) -> Iterator[tup
         yield index, look * ways + mirrors.randrange(ways)
 
 
-def loss_of(model: Model, objective: Objective, inputs: Inputs) -> Tensor:
+def loss_of(
+    model: Model, objective: Objective, inputs: Inputs, graft: Graft | None = None, noted_2B: Tensor | None = None
+) -> Tensor:
     """Mean loss of a batch, 0-d, given its inputs on the model's device.
 
-    Nothing but operations on that device, whose order depends on shapes alone: so a GPU can record them and run them again.
+    Nothing but operations on that device, whose order depends on shapes alone: so a GPU can record them and run them again. Inputs that
+    not every run has: ``mask_B1HW``, how much each place counts in the mean over a picture; ``weight_B``, how much each picture;
+    ``outside_B1HW``, how much the base's own answer counts at each place; and what is told of captions that are to be answered as the base
+    does (:mod:`lorabake.train.preservation`). For the last two the adapter is needed, to ask the base without it.
+    Each row's own loss and timestep are noted in ``noted_2B``, if given.
     """
     told = dict(inputs)
     latents_BCHW, noise_BCHW, timesteps_B = (told.pop(name) for name in ("latents_BCHW", "noise_BCHW", "timesteps_B"))
+    mask_B1HW, weight_B, outside_B1HW = (told.pop(name, None) for name in ("mask_B1HW", "weight_B", "outside_B1HW"))
+    kept = taken(told)
     noisy_BCHW = objective.corrupt(latents_BCHW, noise_BCHW, timesteps_B)
     prediction_BCHW = model.predict(noisy_BCHW, timesteps_B, conditioning_of(model, told))
     target_BCHW = objective.target(latents_BCHW, noise_BCHW, timesteps_B)
-    error_B = objective.error(prediction_BCHW, target_BCHW, timesteps_B).mean((1, 2, 3))
-    return objective.weigh(error_B, timesteps_B).mean()
+    error_BCHW = objective.error(prediction_BCHW, target_BCHW, timesteps_B)
+    if mask_B1HW is not None:
+        error_BCHW = error_BCHW * mask_B1HW
+    if outside_B1HW is not None:
+        base_BCHW = base_answer(model, graft, noisy_BCHW, timesteps_B, told)
+        error_BCHW = error_BCHW + objective.error(prediction_BCHW, base_BCHW, timesteps_B) * outside_B1HW
+    loss_B = objective.weigh(error_BCHW.mean((1, 2, 3)), timesteps_B)
+    if noted_2B is not None:
+        noted_2B[0, : len(loss_B)], noted_2B[1, : len(loss_B)] = loss_B.detach(), timesteps_B
+    if weight_B is not None:
+        loss_B = loss_B * weight_B
+    if kept:
+        loss_B = loss_B + kept_losses(model, objective, graft, noisy_BCHW, timesteps_B, told, kept)
+    return loss_B.mean()
 
 
 def _epoch(bake: Bake, epoch: int, skip: int) -> Iterator[Sequence[Batch]]:
     """The batches of each optimizer step of one epoch, from step ``skip`` of it."""
     train = bake.recipe.train
-    repeats = [sample.repeats for sample in bake.samples]
+    repeats = [sample.repeats for sample in bake.samples[: bake.trained]]
+    if bake.turns is not None:
+        repeats += bake.turns.of_epoch(epoch)
     batches = epoch_batches(bake.buckets, repeats, train.batch_size, train.seed, epoch)
     for start in range(skip * train.gradient_accumulation, len(batches), train.gradient_accumulation):
         yield batches[start : start + train.gradient_accumulation]

@@ -16,7 +16,7 @@ import torch
 import lorabake
 from lorabake.base.errors import LorabakeError, NotFinite, RunStopped, UserError
 from lorabake.base.events import EventLog, Events
-from lorabake.base.files import write_atomic, write_json
+from lorabake.base.files import sha256_file, write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
 from lorabake.dataset.caption import full_caption
@@ -31,11 +31,23 @@ from lorabake.sampling.reading import infotext_extra, prompt_notes
 from lorabake.train.bake import prepare
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
 from lorabake.train.loop import Bake, run_loop
+from lorabake.train.picture_losses import as_csv, picture_losses
 from lorabake.train.prediction import ASKED, check_prediction
 from lorabake.train.state import Progress, load_state, save_state
 
-_FREE = ("data.folder", "model.base", "save.", "sample.", "output.")
+_FREE = (
+    "data.folder",
+    "data.regularisation",
+    "validation.folder",
+    "model.base",
+    "save.",
+    "sample.",
+    "output.",
+)
 """Settings that may change between sittings, because no weight depends on them. Folders may be moved: what is in them is in the lock."""
+
+_HARD = 5
+"""Pictures that are named for their loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +154,7 @@ class _Session:
     ) -> None:
         self._checked, self._bake, self._run, self._stop, self._prompts = checked, bake, run, stop, prompts
         self._extra = extra
+        self._asks_every = checked.recipe.validation.every.steps(bake.steps_per_epoch)
         self._saves_every = checked.recipe.save.every.steps(bake.steps_per_epoch)
         self._state_due = 0.0
         self._listeners = events
@@ -156,8 +169,9 @@ class _Session:
                 log.truncate(min(progress.log_size, run.events.stat().st_size))
         self._listeners.emit("started", step=progress.step, total_steps=bake.total_steps, steps_per_epoch=bake.steps_per_epoch,
                              weights=sum(group.values.numel() for group in bake.groups), folder=str(run.folder))  # fmt: skip
-        if progress.step == 0 and self._prompts:
+        if progress.step == 0:
             self._draw_samples(0)
+            self._validate(0)
         self._state_due = time.monotonic() + self._checked.recipe.save.state_every
         try:
             steps = run_loop(bake, progress.step, self._log, self._after_step)
@@ -165,6 +179,7 @@ class _Session:
             self._listeners.emit("not_finite", folder=str(run.folder))
             raise
         if steps >= bake.total_steps:
+            self._tell_picture_losses()
             self._log.emit("finished", steps=steps, checkpoint=self._checkpoint_file(steps))
         else:
             self._listeners.emit("stopped", step=steps, total_steps=bake.total_steps, folder=str(run.folder))
@@ -177,11 +192,28 @@ class _Session:
             path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
             self._log.emit("checkpoint", step=step, file=path.relative_to(self._run.folder).as_posix())
             self._draw_samples(step)
+        if last or step % self._asks_every == 0:
+            self._validate(step)
         stop = not last and self._stop()
         if saved or stop or time.monotonic() >= self._state_due:
             save_state(self._run.state, Progress(step, self._file.sync()), bake.groups, bake.optimizer)
             self._state_due = time.monotonic() + self._checked.recipe.save.state_every
         return stop
+
+    def _validate(self, step: int) -> None:
+        """The loss of the held-out pictures, where there are any."""
+        if self._bake.held_out:
+            self._log.emit("validation", step=step, **self._bake.held_out.compare().told())
+
+    def _tell_picture_losses(self) -> None:
+        """The table of all pictures, and which of them stand out."""
+        bake, run = self._bake, self._run
+        rows = picture_losses(run.read_events(), [sample.name for sample in bake.samples], bake.trained)
+        write_atomic(run.losses, as_csv(rows))
+        hard = [
+            {"picture": row.picture, "relative": row.relative, "error": row.error} for row in rows if row.stands_out
+        ]
+        self._log.emit("picture_losses", file=run.losses.name, hard=hard[:_HARD])
 
     def _draw_samples(self, step: int) -> None:
         """Sample pictures; a failure to draw is told and never ends the run."""
@@ -206,11 +238,22 @@ class _Session:
 
 
 def _pictures(checked: Checked) -> dict[str, str]:
-    """A fingerprint of every picture with its caption and repeats, by name."""
-    return {
-        sample.name: hashlib.sha256(repr((sample.sha256, sample.caption, sample.repeats)).encode()).hexdigest()[:32]
-        for sample in checked.dataset.samples
-    }
+    """A fingerprint of every picture with its caption and repeats, and its mask where masks are used, by name."""
+    own, *regularisation = checked.pictures
+    kinds = [("", own), *(("regularisation: ", pictures) for pictures in regularisation)]
+    if checked.held_out:
+        kinds.append(("held out: ", checked.held_out))
+    facts: dict[str, tuple[Any, ...]] = {}
+    for kind, pictures in kinds:
+        masks = pictures.masks or [None] * len(pictures.samples)
+        for sample, mask_HW in zip(pictures.samples, masks, strict=True):  # several where it is seen at several sizes
+            known = facts.setdefault(f"{kind}{sample.name}", (sample.sha256, sample.caption, sample.repeats))
+            if mask_HW is not None:
+                mask: tuple[Any, ...] = (mask_HW.shape, hashlib.sha256(mask_HW.tobytes()).hexdigest())
+                if checked.recipe.data.augment.varies and sample.mask and not kind.startswith("held"):
+                    mask = (sha256_file(sample.mask),)  # other crops show other parts of it
+                facts[f"{kind}{sample.name}"] = known + mask
+    return {name: hashlib.sha256(repr(of_picture).encode()).hexdigest()[:32] for name, of_picture in facts.items()}
 
 
 def _lock(checked: Checked) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from lorabake.base.events import Events
 from lorabake.dataset.augment import USUAL_VIEWS, Box, look_at
@@ -39,6 +39,11 @@ class Lazy(Sequence[_T]):
         if not 0 <= index < self._count:
             raise IndexError(index)
         return self._make(index)
+
+
+def each_of(items: Sequence[Any], make: Callable[[int], _T]) -> Sequence[_T]:
+    """What ``make`` makes of each index of ``items``: now, or where they are lazy whenever it is asked for."""
+    return Lazy(len(items), make) if isinstance(items, Lazy) else [make(index) for index in range(len(items))]
 
 
 def views_of(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabake.families.networks.attention import attend, project
+from lorabake.families.networks.attention import attend
 from lorabake.families.networks.config import ClipConfig
 
 
@@ -27,7 +27,7 @@ class CLIPAttention(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """BLD -> BLD."""
-        q_BLD, k_BLD, v_BLD = project(x_BLD, self.q_proj, self.k_proj, self.v_proj)
+        q_BLD, k_BLD, v_BLD = self.q_proj(x_BLD), self.k_proj(x_BLD), self.v_proj(x_BLD)
         return self.out_proj(attend(q_BLD, k_BLD, v_BLD, self.heads, causal=True))
 
 

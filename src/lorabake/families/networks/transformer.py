@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lorabake.families.networks.attention import attend, project
+from lorabake.families.networks.attention import attend
 from lorabake.families.networks.blocks import to_cells, to_map
 from lorabake.families.networks.convolutions import PointwiseConv2d
 
@@ -30,10 +30,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BLC: Tensor, context_BMD: Tensor) -> Tensor:
         """BLC -> BLC."""
-        if context_BMD is x_BLC:
-            q_BLC, k_BMC, v_BMC = project(x_BLC, self.to_q, self.to_k, self.to_v)
-        else:
-            q_BLC, (k_BMC, v_BMC) = self.to_q(x_BLC), project(context_BMD, self.to_k, self.to_v)
+        q_BLC, k_BMC, v_BMC = self.to_q(x_BLC), self.to_k(context_BMD), self.to_v(context_BMD)
         return self.to_out[0](attend(q_BLC, k_BMC, v_BMC, self.heads, exact=self.exact))
 
 
