@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lorabake.base.errors import Problems
+from lorabake.base.errors import Problems, UserError
 from lorabake.base.events import Event, Events
 from lorabake.pocket.world import draw, sample
 from lorabake.recipe import Checked, check_values
@@ -79,7 +79,7 @@ def test_masks_follow_the_crop_and_the_mirroring(dataset: Path, views: int | str
     seen: set[tuple[int, bool]] = set()
     for step in range(12):
         (more,) = baked.more_inputs
-        rows = list(loop._draw_views(baked, step, 0, (0, 1, 2)))  # pyright: ignore[reportPrivateUsage]
+        rows = list(loop._draw_views(baked, step, 0, (0, 1, 2)))
         asked = more(Asked(step, 0, rows, [""] * 3))["mask_B1HW"]
         inputs = loop.batch_inputs(baked, step, 0, (0, 1, 2))
         assert torch.equal(inputs["mask_B1HW"], asked) and asked.shape[2:] == inputs["latents_BCHW"].shape[2:]
@@ -149,7 +149,7 @@ def test_captions_of_the_class_are_drawn_too(dataset: Path, girls: Path) -> None
     raw = recipe([dataset], regularisation=str(girls), captions={"wildcards": True, "prefix": "mira,"})
     baked, heard = prepare(check_values(raw), Events()), list[str]()
     text = baked.text
-    listening = replace(baked, text=lambda captions: heard.extend(captions) or text(captions))  # pyright: ignore[reportArgumentType]
+    listening = replace(baked, text=lambda captions: heard.extend(captions) or text(captions))
     for step in range(20):
         loop.batch_inputs(listening, step, 0, (baked.trained,))
     assert set(heard) == {"a girl", "one girls", "two girls"}
@@ -167,6 +167,20 @@ def test_the_trigger_may_be_in_one_choice_only(dataset: Path) -> None:
     raw["preservation"] = {"weight": 1.0, "trigger": "mira"}
     (told,) = [note for note in check_values(raw).warnings if "do not hold" in note]
     assert "1 of 6 captions do not hold 'mira'" in told
+
+
+def test_a_mask_that_changes_where_only_other_crops_reach_makes_another_run(dataset: Path, tmp_path: Path) -> None:
+    masked(dataset)
+    raw = recipe([dataset], augment={"random_crop": True, "views": 2}, masks={"source": "files"},
+                 buckets={"resolution": [32, 64], "enabled": False})  # fmt: skip
+    raw["train"]["length"] = "1 step"
+    train(check_values(raw), tmp_path / "run", Events())
+    path = next(dataset.rglob("masks")) / "001.png"
+    with Image.open(path) as mask:
+        mask.paste("black", (50, 0, 64, 64))
+        mask.save(path)
+    with pytest.raises(UserError, match=r"changed 1_mira/001\.png"):
+        train(check_values(raw), tmp_path / "run", Events())
 
 
 def test_a_run_with_everything(dataset: Path, second: Path, girls: Path, tmp_path: Path) -> None:

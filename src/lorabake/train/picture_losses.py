@@ -59,7 +59,7 @@ def picture_losses(events: Iterable[Event], names: Sequence[str], trained: int) 
     """
     steps = [event for event in events if event["kind"] == "step" and event.get("pictures")]
     half = max((event["step"] for event in steps), default=0) / 2
-    rows = [
+    rows: list[tuple[int, float, float, bool]] = [
         (index, timestep, loss, event["step"] > half) for event in steps for index, timestep, loss in event["pictures"]
     ]
     levels: dict[int, list[float]] = defaultdict(list)
@@ -67,11 +67,10 @@ def picture_losses(events: Iterable[Event], names: Sequence[str], trained: int) 
         levels[int(timestep // _WIDTH)].append(loss)
     usual = {level: sum(losses) / len(losses) for level, losses in levels.items()}
     first: dict[tuple[bool, str], int] = {}
-    for index, name in enumerate(names):
-        first.setdefault((index < trained, name), index)
+    same = [first.setdefault((index < trained, name), index) for index, name in enumerate(names)]
     met: dict[int, list[Met]] = defaultdict(list)
     for index, timestep, loss, late in rows:
-        met[first[index < trained, names[index]]].append((loss, usual[int(timestep // _WIDTH)], late))
+        met[same[index]].append((loss, usual[int(timestep // _WIDTH)], late))
     found = [_of_picture(names[index], index < trained, meetings) for index, meetings in sorted(met.items())]
     return sorted(found, key=lambda row: -row.relative)
 
