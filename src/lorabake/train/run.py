@@ -226,9 +226,10 @@ class _Session:
     def go_on(self, progress: Progress, sittings: Sequence[Mapping[str, Any]]) -> int:
         """Train to the end; returns the steps done."""
         bake, run = self._bake, self._run
-        if run.events.exists():
-            with run.events.open("r+b") as log:  # what is after the state did not happen: it will, again
-                log.truncate(min(progress.log_size, run.events.stat().st_size))
+        if lacking := self._file.cut_back(progress.log_size):  # what is after the state did not happen: it will, again
+            self._listeners.emit(
+                "note", text=f"{run.events} lacks {lacking} bytes that it had; training goes on without them."
+            )
         told = sum(event["kind"] == "sitting" for event in run.read_events())
         for began in sittings[told:]:
             self._log.emit("sitting", **began)
@@ -244,6 +245,10 @@ class _Session:
             self._listeners.emit("not_finite", folder=str(run.folder))
             raise
         if steps >= bake.total_steps:
+            if not any(
+                event["step"] == steps for event in run.checkpoint_events()
+            ):  # a log or file that somebody spoiled
+                self._write_checkpoint(steps)
             drop_old(run, self._checked.recipe.save.keep, self._listeners)
             self._log.emit("finished", steps=steps, checkpoint=self._checkpoint_file(steps))
         else:
@@ -265,19 +270,24 @@ class _Session:
             self._log.emit("checkpoint", step=event["step"], file=way, digest=event["digest"])
 
     def _after_step(self, step: int) -> bool:
-        bake, last = self._bake, step == self._bake.total_steps
+        last = step == self._bake.total_steps
         saved = last or step % self._saves_every == 0
-        path = None
-        if saved:
-            path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
-            file = path.relative_to(self._run.folder).as_posix()
-            self._log.emit("checkpoint", step=step, file=file, digest=fingerprint(path))
+        due = saved or time.monotonic() >= self._state_due
+        if due and not self._run.exists():
+            raise UserError(f"{self._run.folder} could not be written to: it was moved or deleted.")
+        path = self._write_checkpoint(step) if saved else None
         if self._samples.due(step):
             self._samples.draw(step, path, self._log, self._listeners)
         stop = not last and self._stop()
-        if saved or stop or time.monotonic() >= self._state_due:
+        if due or stop:
             self._save(Progress(step, self._file.sync()), beside_checkpoint=saved)
         return stop
+
+    def _write_checkpoint(self, step: int) -> Path:
+        path = write_checkpoint(self._run.checkpoints, self._checked, self._bake, step)
+        file = path.relative_to(self._run.folder).as_posix()
+        self._log.emit("checkpoint", step=step, file=file, digest=fingerprint(path))
+        return path
 
     def _save(self, progress: Progress, beside_checkpoint: bool) -> None:
         """The state; only when it is safe, checkpoints that shall not stay are dropped."""
