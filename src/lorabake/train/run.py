@@ -13,7 +13,7 @@ import torch
 
 from lorabake.base.errors import NotFinite, RunStopped, UserError
 from lorabake.base.events import EventLog, Events
-from lorabake.base.files import rename, write_atomic, write_json
+from lorabake.base.files import remove, rename, write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
 from lorabake.families import family_card
@@ -181,7 +181,7 @@ class _Start:
         if self.run.exists():
             return
         for left in states_of(self.run.state):  # of a start that came to nothing
-            left.unlink()
+            remove(left)
         if self.origin:
             save_state(self.run.state, progress, bake.groups, bake.optimizer)
 
