@@ -116,6 +116,16 @@ def test_with_a_constant_rate_a_longer_run_is_the_longer_run(
     assert losses[0] == losses[1]
 
 
+def test_the_last_checkpoint_of_before_is_dropped_like_any_other(
+    oven: Any, short: Any, run: Path, options: Options
+) -> None:
+    longer = settings(options, train__length="8 steps", **KEEP)
+    train(oven, short[0], run, longer, "--continue-changed", "--set", "save.keep=2")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "mira-000002.safetensors", "mira.safetensors",
+    ]  # fmt: skip
+
+
 CHANGED = {"train__length": "8 steps", "optimizer__lr": 1e-3, "schedule__name": "linear", **KEEP}
 
 

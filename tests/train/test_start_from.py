@@ -113,8 +113,8 @@ def test_a_file_without_alpha_means_its_rank(model: Any, tmp_path: Path) -> None
 def test_what_does_not_fit_is_named(
     model: Any, tmp_path: Path, file: dict[str, int], recipe: dict[str, int], parts: Any, told: list[str]
 ) -> None:
-    path = write_file(model, tmp_path / "a.safetensors", LoraSettings(**file))  # pyright: ignore[reportArgumentType]
-    born = graft(model, "lora", LoraSettings(**recipe), seed=9, parts=parts)  # pyright: ignore[reportArgumentType]
+    path = write_file(model, tmp_path / "a.safetensors", LoraSettings(**file))
+    born = graft(model, "lora", LoraSettings(**recipe), seed=9, parts=parts)
     before = {name: tensor.clone() for name, tensor in born.tensors().items()}
     with pytest.raises(Problems) as caught:
         adopt(born, read_lora(path).layers)

@@ -62,6 +62,26 @@ class EventLog:
         except OSError as error:
             raise UserError(f"{self._path} could not be written: {error.strerror or error}.") from error
 
+    def cut_back(self, size: int) -> int:
+        """Forget what was logged after byte ``size``. A log that is shorter keeps its whole lines; returns how many bytes it lacks.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if not self._path.exists():
+            return size
+        try:
+            with self._path.open("r+b") as file:
+                found = file.seek(0, os.SEEK_END)
+                if found < size:
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+                    return size - found
+                file.truncate(size)
+                return 0
+        except OSError as error:
+            raise UserError(f"{self._path} could not be written: {error.strerror or error}.") from error
+
     def read(self) -> list[Event]:
         """Every whole line; a last line cut short by a crash is left out."""
         if not self._path.exists():

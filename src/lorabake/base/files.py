@@ -76,6 +76,18 @@ def rename(path: Path, to: Path) -> None:
         raise UserError(f"{path} could not be renamed to {to.name}: {error.strerror or error}.") from error
 
 
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it.
+
+    Raises:
+        UserError: it cannot be deleted.
+    """
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise UserError(f"{path} could not be deleted: {error.strerror or error}.") from error
+
+
 def write_json(path: Path, value: Any) -> str:
     """``write_atomic`` of ``value`` as indented UTF-8 JSON."""
     return write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

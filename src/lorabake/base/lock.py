@@ -34,9 +34,12 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
             raise UserError(
                 f"{path.parent} is in use by process {_owner(descriptor)}. Wait for it to end, or choose another folder."
             )
-        os.ftruncate(descriptor, 0)
-        os.lseek(descriptor, 1, os.SEEK_SET)  # byte 0 is the one that is locked, which on Windows bars reading it
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        try:
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 1, os.SEEK_SET)  # byte 0 is the one that is locked, which on Windows bars reading it
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise UserError(f"{path} could not be written: {error.strerror or error}. Make room there.") from error
         yield
     finally:
         os.close(descriptor)

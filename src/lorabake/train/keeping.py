@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from lorabake.base.errors import UserError
 from lorabake.base.events import Events
-from lorabake.base.files import quick_digest
+from lorabake.base.files import quick_digest, remove, sha256_file
 from lorabake.base.runs import Run
 from lorabake.train.state import states_of
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """Tells whether a checkpoint, a file or a folder, is still what was written."""
-    return quick_digest(
-        [checkpoint] if checkpoint.is_file() else sorted(p for p in checkpoint.rglob("*") if p.is_file())
-    )
+    """Tells whether a checkpoint, a file or a folder, is still what was written, whatever its name is (hex)."""
+    if checkpoint.is_file():
+        return sha256_file(checkpoint)
+    return quick_digest(sorted(path for path in checkpoint.rglob("*") if path.is_file()))
 
 
 def drop_old(run: Run, keep: int | None, events: Events) -> None:
@@ -35,10 +33,7 @@ def drop_old(run: Run, keep: int | None, events: Events) -> None:
         path = run.folder / event["file"]
         if fingerprint(path) != event.get("digest"):
             continue
-        try:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            for state in states_of(run.states, event["step"]):
-                state.unlink()
-        except OSError as error:
-            raise UserError(f"{path} could not be deleted: {error.strerror or error}.") from error
+        for state in states_of(run.states, event["step"]):
+            remove(state)
+        remove(path)  # last: while it is there, this is done again
         events.emit("dropped", step=event["step"], file=event["file"])

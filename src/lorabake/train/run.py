@@ -13,7 +13,7 @@ import torch
 
 from lorabake.base.errors import NotFinite, RunStopped, UserError
 from lorabake.base.events import EventLog, Events
-from lorabake.base.files import rename, write_atomic, write_json
+from lorabake.base.files import remove, rename, write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
 from lorabake.dataset.caption import full_caption
@@ -196,7 +196,7 @@ class _Start:
         if self.run.exists():
             return
         for left in states_of(self.run.state):  # of a start that came to nothing
-            left.unlink()
+            remove(left)
         if self.origin:
             save_state(self.run.state, progress, bake.groups, bake.optimizer, bake.beside, bake.averages)
 
@@ -244,9 +244,10 @@ class _Session:
     def go_on(self, progress: Progress, sittings: Sequence[Mapping[str, Any]]) -> int:
         """Train to the end; returns the steps done."""
         bake, run = self._bake, self._run
-        if run.events.exists():
-            with run.events.open("r+b") as log:  # what is after the state did not happen: it will, again
-                log.truncate(min(progress.log_size, run.events.stat().st_size))
+        if lacking := self._file.cut_back(progress.log_size):  # what is after the state did not happen: it will, again
+            self._listeners.emit(
+                "note", text=f"{run.events} lacks {lacking} bytes that it had; training goes on without them."
+            )
         told = sum(event["kind"] == "sitting" for event in run.read_events())
         for began in sittings[told:]:
             self._log.emit("sitting", **began)
@@ -264,6 +265,8 @@ class _Session:
             self._listeners.emit("not_finite", folder=str(run.folder))
             raise
         if steps >= bake.total_steps:
+            if steps not in {event["step"] for event in run.checkpoint_events()}:  # a log or file that somebody spoiled
+                self._write_checkpoints(steps)
             self._tell_picture_losses()
             drop_old(run, self._checked.recipe.save.keep, self._listeners)
             self._log.emit("finished", steps=steps, checkpoint=self._checkpoint_file(steps))
@@ -287,27 +290,34 @@ class _Session:
                 self._log.emit(**{**event, "file": way})
 
     def _after_step(self, step: int) -> bool:
-        bake, last = self._bake, step == self._bake.total_steps
+        last = step == self._bake.total_steps
         saved = last or step % self._saves_every == 0
-        path = None
-        if saved:
-            self._write_averages(step)
-        with finished_weights(bake.optimizer, bake.groups) if self._looks(step, saved) else contextlib.nullcontext():
-            if saved:
-                path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
-                self._tell_checkpoint(step, path)
-            if self._samples.due(step):
+        due = saved or time.monotonic() >= self._state_due
+        if due and not self._run.exists():
+            raise UserError(f"{self._run.folder} could not be written to: it was moved or deleted.")
+        path = self._write_checkpoints(step) if saved else None
+        if self._samples.due(step):
+            with finished_weights(self._bake.optimizer, self._bake.groups):
                 self._samples.draw(step, path, self._log, self._listeners)
         if last or step % self._asks_every == 0:
             self._validate(step)
         stop = not last and self._stop()
-        if saved or stop or time.monotonic() >= self._state_due:
+        if due or stop:
             self._save(Progress(step, self._file.sync()), beside_checkpoint=saved)
         return stop
 
-    def _looks(self, step: int, saved: bool) -> bool:
-        """Whether the weights are wanted as a finished LoRA has them."""
-        return saved or self._samples.due(step)
+    def _write_checkpoints(self, step: int) -> Path:
+        """The LoRA as it is, and a file for each running average before it, so that this is the last that is told of."""
+        bake = self._bake
+        if bake.averages:
+            for decay in bake.averages.decays:
+                with bake.averages.as_weights(decay):
+                    path = write_checkpoint(self._run.checkpoints, self._checked, bake, step, decay)
+                self._tell_checkpoint(step, path, ema=decay)
+        with finished_weights(bake.optimizer, bake.groups):
+            path = write_checkpoint(self._run.checkpoints, self._checked, bake, step)
+        self._tell_checkpoint(step, path)
+        return path
 
     def _tell_checkpoint(self, step: int, path: Path, **more: Any) -> None:
         file = path.relative_to(self._run.folder).as_posix()
@@ -323,16 +333,6 @@ class _Session:
         if beside_checkpoint:
             drop_old(self._run, save.keep, self._listeners)
         self._state_due = time.monotonic() + save.state_every
-
-    def _write_averages(self, step: int) -> None:
-        """A file for each running average, before the checkpoint's own, so that this is the last that is told of."""
-        averages = self._bake.averages
-        if averages is None:
-            return
-        for decay in averages.decays:
-            with averages.as_weights(decay):
-                path = write_checkpoint(self._run.checkpoints, self._checked, self._bake, step, decay)
-            self._tell_checkpoint(step, path, ema=decay)
 
     def _validate(self, step: int) -> None:
         """The loss of the held-out pictures, where there are any."""

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lorabake.base.errors import UserError
-from lorabake.base.files import sha256_file, write_atomic
+from lorabake.base.files import remove, sha256_file, write_atomic
 from lorabake.optimizers._averages import Averages
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.optimizer import Optimizer
@@ -62,10 +62,10 @@ def save_state(
     write_atomic(path, data)
     for same_step in states_of(folder, progress.step):
         if same_step != path:
-            same_step.unlink()
+            remove(same_step)
     if keep is not None:
         for old in states_of(folder)[:-keep]:
-            old.unlink()
+            remove(old)
 
 
 def states_of(folder: Path, step: int | None = None) -> list[Path]:
@@ -95,7 +95,7 @@ def load_state(
     """Put the newest undamaged state back into ``groups``, ``optimizer``, ``beside`` and ``averages``; None when there is none."""
     for path in reversed(states_of(folder)):
         if not is_whole(path):
-            path.unlink()
+            remove(path)
             continue
         return read_state(path, groups, optimizer, beside, averages)
     return None
