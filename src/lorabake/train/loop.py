@@ -22,6 +22,7 @@ from lorabake.dataset.folder import Sample
 from lorabake.dataset.order import Batch, epoch_batches
 from lorabake.dataset.regularisation import Turns
 from lorabake.optimizers._averages import Averages
+from lorabake.optimizers._build import rates_now
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
@@ -122,8 +123,6 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
         for batches in _epoch(bake, step // per_epoch, skip=step % per_epoch):
             done = optimizer_step(bake, step, batches)
             step += 1
-            stepped = zip(bake.groups, bake.optimizer.param_groups, strict=True)
-            rates = {group.name: bake.rate_of(param_group) for group, param_group in stepped}
             events.emit(
                 "step",
                 step=step,
@@ -131,7 +130,7 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
                 loss=done.loss,
                 grad_norm=done.grad_norm,
                 images=done.images,
-                lr=rates,
+                lr=rates_now(bake.groups, bake.optimizer, bake.rate_of),
                 pictures=done.pictures,
                 **done.more,
             )
@@ -296,6 +295,7 @@ def _diagnose(bake: Bake, step: int, batches: Sequence[Batch], loss: float) -> s
     elif bake.model.dtype != torch.float32:
         cause = f"Likely an overflow in {bake.model.dtype}: train with precision fp32"
     else:
-        rates = ", ".join(f"{bake.rate_of(group):g}" for group in bake.optimizer.param_groups)
+        now = rates_now(bake.groups, bake.optimizer, bake.rate_of)
+        rates = ", ".join(f"{rate:g}" for rate in now.values())
         cause = f"Likely a learning rate that is too high (now {rates}): try a tenth of it"
     return f"{where}. {pictures} {cause}. The last good files are kept."
