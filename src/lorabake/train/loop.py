@@ -92,7 +92,7 @@ class Bake:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one optimizer step did."""
+    """What one optimizer step did; ``more`` is what else there is to tell of it."""
 
     loss: float
     grad_norm: float
@@ -100,7 +100,6 @@ class Step:
     pictures: Sequence[tuple[int, float, float]] = ()
     """Sample, timestep and loss of each row, to six digits; the loss is the picture's own, before any weight of it."""
     more: Mapping[str, float] = field(default_factory=dict)
-    """What else there is to tell."""
 
 
 def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[int], bool]) -> int:
@@ -295,7 +294,6 @@ def _diagnose(bake: Bake, step: int, batches: Sequence[Batch], loss: float) -> s
     elif bake.model.dtype != torch.float32:
         cause = f"Likely an overflow in {bake.model.dtype}: train with precision fp32"
     else:
-        now = rates_now(bake.groups, bake.optimizer, bake.rate_of)
-        rates = ", ".join(f"{rate:g}" for rate in now.values())
+        rates = ", ".join(f"{rate:g}" for rate in rates_now(bake.groups, bake.optimizer, bake.rate_of).values())
         cause = f"Likely a learning rate that is too high (now {rates}): try a tenth of it"
     return f"{where}. {pictures} {cause}. The last good files are kept."
