@@ -89,7 +89,7 @@ def test_train_for_programs_tells_every_event_as_json(lorabake: Any, dataset: Pa
     assert said.code == 0, said.err
     told = [json.loads(line) for line in said.out.splitlines()]
     kinds = [event["kind"] for event in told]
-    assert kinds[:4] == ["encoding"] * 3 + ["started"] and kinds[-1] == "finished"
+    assert kinds[:5] == ["pictures", *["encoding"] * 3, "started"] and kinds[-1] == "finished"
     assert kinds.count("step") == 3
     assert said.err == ""
     logged = (dataset.parent / "runs" / "mira" / "events.jsonl").read_text().splitlines()

@@ -12,7 +12,16 @@ from PIL import Image
 from pydantic import ValidationError
 
 from lorabake.base.errors import Problems, UserError
-from lorabake.dataset.buckets import BucketConfig, Placement, bucket_problems, fit, idle_settings, make_buckets, place
+from lorabake.dataset.buckets import (
+    BucketConfig,
+    Placement,
+    bucket_problems,
+    fit,
+    idle_settings,
+    make_buckets,
+    place,
+    placements,
+)
 
 sides = st.integers(1, 6000)
 configs = st.builds(
@@ -165,6 +174,75 @@ def test_config_is_closed_frozen_and_explained() -> None:
     with pytest.raises(ValidationError):
         BucketConfig().step = 32
     assert all(field.description for field in BucketConfig.model_fields.values())
+
+
+# --- several resolutions ---
+
+MANY = BucketConfig(resolutions=(768, 512), step=64)
+
+
+@pytest.mark.parametrize(
+    ("size", "buckets"),
+    [
+        ((4000, 4000), [(512, 512), (768, 768)]),
+        ((768, 768), [(512, 512), (768, 768)]),
+        ((767, 768), [(512, 512)]),
+        ((100, 100), [(512, 512)]),  # the smallest in any case
+        ((1200, 500), [(768, 320), (1152, 512)]),
+    ],
+)
+def test_each_resolution_a_picture_is_large_enough_for(size: tuple[int, int], buckets: list) -> None:
+    found = placements(size, MANY)
+    assert [placement.bucket_wh for placement in found] == buckets
+    assert found == tuple(place(size, alone) for alone in MANY.each()[: len(found)])
+
+
+def test_one_resolution_is_one_placement() -> None:
+    assert placements((900, 700), BucketConfig()) == (place((900, 700), BucketConfig()),)
+    assert placements((900, 700), BucketConfig(resolutions=(512,))) == (place((900, 700), BucketConfig()),)
+
+
+def test_a_picture_that_stays_at_its_size_is_there_once() -> None:
+    config = BucketConfig(resolutions=(256, 512), upscale=False)
+    assert len(placements((300, 200), config)) == 1
+    assert [found.bucket_wh for found in placements((512, 512), config)] == [(256, 256), (512, 512)]
+
+
+@given(
+    width=sides,
+    height=sides,
+    resolutions=st.sets(st.sampled_from([256, 384, 512, 768, 1024]), min_size=1),
+    upscale=st.booleans(),
+)
+def test_several_resolutions_never_enlarge_but_the_smallest(
+    width: int, height: int, resolutions: set[int], upscale: bool
+) -> None:
+    config = BucketConfig(resolutions=tuple(resolutions), upscale=upscale)
+    try:
+        found = placements((width, height), config)
+    except UserError:
+        return
+    areas = [placement.bucket_wh[0] * placement.bucket_wh[1] for placement in found]
+    assert len(set(found)) == len(found) <= len(resolutions)
+    assert all(area <= max(resolutions) ** 2 for area in areas)
+    for side in sorted(resolutions)[1:]:
+        alone = place((width, height), BucketConfig(resolution=side, upscale=upscale))
+        assert (alone in found) or width * height < side * side
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"resolutions": (512, 512)}, "names a size twice"),
+        ({"resolutions": (512, 768), "resolution": 512}, "Leave resolution out"),
+        ({"resolutions": (512, 760)}, "760x760 is not a multiple of step 64"),
+        ({"resolutions": (256, 512), "min": 320}, "above the shorter side"),
+    ],
+)
+def test_resolutions_that_cannot_work(given: dict, what: str) -> None:
+    (problem,) = bucket_problems(BucketConfig(**given))
+    assert what in problem.what
+    assert not bucket_problems(BucketConfig(resolutions=(512, 768), resolution=768))
 
 
 # --- against a second, straight transcription of the published arithmetic ---

@@ -176,9 +176,14 @@ def test_no_captions_at_all_is_a_warning(tmp_path: Path) -> None:
     picture(tmp_path / "2_suzu" / "b.png")
     (warning,) = open_dataset(tmp_path).warnings
     assert "none of the 2 pictures has a caption file (.txt or .caption" in warning.what
+    picture(tmp_path / "other" / "c.png")
     meant = open_dataset(tmp_path, class_tokens="a girl")
     assert not meant.warnings
-    assert {(s.caption, s.caption_source) for s in meant.samples} == {("a girl", "class_tokens")}
+    assert [(s.caption, s.caption_source) for s in meant.samples] == [
+        ("suzu", "folder"),
+        ("suzu", "folder"),
+        ("a girl", "class_tokens"),
+    ]
 
 
 def test_only_empty_captions_is_a_warning(tmp_path: Path) -> None:
@@ -195,6 +200,15 @@ def test_shared_lines_and_orphans_are_noted(tmp_path: Path) -> None:
     assert "a.jpg, a.png share the caption a.txt." in notes
     assert "1 caption files have more than one line; only the first is used: a.txt." in notes
     assert "1 caption files belong to no picture: gone.txt." in notes
+
+
+def test_every_line_where_it_is_asked_for(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    caption(tmp_path / "a.txt", "\r\nred, Hat\r\n\r\n hat, blue \n")
+    dataset = open_dataset(tmp_path, every_line=True)
+    assert dataset.samples[0].caption == "red, Hat\nhat, blue"
+    assert not dataset.notes
+    assert dataset.tag_frequency() == {tmp_path.name: {"red": 1, "hat": 1, "blue": 1}}
 
 
 # --- masks ---

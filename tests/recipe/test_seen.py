@@ -13,8 +13,9 @@ from lorabake.base.errors import Problems
 from lorabake.base.places import POCKET_MODEL
 from lorabake.dataset.caption import CaptionConfig
 from lorabake.protocols.family import Part, Reading
-from lorabake.recipe import Checked, check_values
+from lorabake.recipe import Checked, check, check_values
 from lorabake.recipe.seen import SeenCaption, token_warnings
+from lorabake.recipe.toml import to_toml
 
 Look = Callable[..., Checked]
 
@@ -99,6 +100,45 @@ def test_what_is_kept_and_lost(look: Look) -> None:
     reading = seen.readings["text_encoder"]
     assert (reading.tokens, reading.room, reading.windows) == (153, 150, 2)
     assert reading.lost == "hair, hair" and reading.kept == ("hair, " * 75).strip()
+
+
+def test_of_wildcards_the_longest_caption_counts(look: Look, dataset: Path) -> None:
+    first = sorted(dataset.rglob("*.txt"))[0]
+    first.write_text(f"a hat\nred {{hat|{', '.join(['hair'] * 50)}}}\n")
+    (seen, *_) = (checked := look(data={"captions": {"wildcards": True}})).captions
+    assert (seen.tokens, seen.variants, seen.is_cut) == (1 + 99, 3, True)
+    assert seen.text.startswith("red hair, hair")
+    assert "The longest has 100" in warnings_of(checked)[0]
+    (seen, *_) = look().captions
+    assert (seen.text, seen.variants) == ("a hat", 1)
+
+
+def test_idle_and_unfit_caption_settings_are_told(look: Look) -> None:
+    captions = {
+        "wildcards": True,
+        "secondary_separator": ";;;",
+        "token_warmup_min": 2,
+        "caption_dropout_every_n_epochs": 99,
+    }
+    told = [text for text in look(1, data={"captions": captions}).warnings if text.startswith("data.captions")]
+    assert [text.split("does nothing")[0].split(":")[-1].split(".")[-1].split()[0] for text in told] == [
+        "token_warmup_min", "wildcards", "secondary_separator", "caption_dropout_every_n_epochs"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["abc", 2, 0, "0 steps", True])
+def test_a_wrong_warm_up_is_one_problem(look: Look, given: Any) -> None:
+    with pytest.raises(Problems) as caught:
+        look(1, data={"captions": {"token_warmup": given}})
+    assert [problem.where for problem in caught.value.problems] == ["data.captions.token_warmup"]
+
+
+@pytest.mark.parametrize("given", ["2 epochs", "1 step", 0.25])
+def test_the_warm_up_survives_the_frozen_recipe(look: Look, given: Any, tmp_path: Path) -> None:
+    checked = look(1, data={"captions": {"token_warmup": given, "secondary_separator": ";;;"}})
+    frozen = tmp_path / "frozen.toml"
+    frozen.write_text(to_toml(checked.recipe), encoding="utf-8")
+    assert check(frozen).recipe == checked.recipe
 
 
 def test_without_any_captions_nothing_is_cut(look: Look) -> None:

@@ -14,7 +14,7 @@ from lorabake.dataset.order import epoch_batches
 from lorabake.optimizers.schedules import factor
 from lorabake.recipe import check_values
 from lorabake.train.bake import prepare
-from lorabake.train.loop import Bake, batch_loss, optimizer_step, run_loop
+from lorabake.train.loop import Bake, batch_inputs, batch_loss, optimizer_step, run_loop
 
 
 def bake(dataset: Path, **sections: dict[str, Any]) -> Bake:
@@ -49,6 +49,19 @@ def test_accumulated_gradients_are_the_mean_of_the_batches(dataset: Path) -> Non
     torch.testing.assert_close(gradients(baked), torch.stack(single).mean(0), rtol=1e-4, atol=1e-8)
     assert done.images == 5
     assert done.grad_norm == pytest.approx(float(torch.stack(single).mean(0).norm()), rel=1e-4)
+
+
+def test_captions_know_the_step_and_the_epoch(dataset: Path) -> None:
+    captions = {"token_warmup": "4 steps", "token_warmup_min": 0, "caption_dropout_every_n_epochs": 2}
+    baked = bake(dataset, data={"folder": str(dataset), "captions": captions}, train={"length": "3 epochs"})
+    assert (baked.steps_per_epoch, baked.total_steps, baked.token_warmup_steps) == (3, 9, 4)
+    full, shown = baked.samples[0].caption.split(", "), []
+    spied = replace(baked, text=lambda captions: shown.extend(captions) or baked.text(captions))
+    for step in range(9):
+        batch_inputs(spied, step, 0, (0,))
+    assert shown[:3] == [", ".join(full[: step * len(full) // 4]) for step in range(3)]
+    assert shown[3:6] == [""] * 3
+    assert shown[6:] == [", ".join(full)] * 3
 
 
 def test_noise_belongs_to_the_step_and_the_batch_alone(dataset: Path) -> None:
@@ -110,7 +123,7 @@ def test_steps_of_an_epoch(dataset: Path, batch_size: int, accumulation: int, ex
             "train": {"batch_size": batch_size, "gradient_accumulation": accumulation, "device": "cpu"},
         }
     )
-    assert checked.steps_per_epoch == expected
+    assert checked.length.steps_per_epoch == expected
 
 
 def test_every_picture_is_seen_once_an_epoch_and_a_resumed_epoch_takes_the_rest(
@@ -151,7 +164,7 @@ def test_both_views_are_used(dataset: Path) -> None:
     assert all(len(pair) == 2 and not torch.equal(*pair) for pair in baked.latents)
     with torch.no_grad():
         mirrored = replace(baked, latents=[pair[::-1] for pair in baked.latents])
-        straight = replace(baked, latents=[pair[:1] for pair in baked.latents])
+        straight = replace(baked, latents=[[pair[0]] * 2 for pair in baked.latents])
         losses = [
             [float(batch_loss(given, step, 0, (0,))) for given in (baked, mirrored, straight)] for step in range(12)
         ]

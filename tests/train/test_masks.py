@@ -105,14 +105,18 @@ def asked(step: int, *views: tuple[int, int]) -> Asked:
 
 def test_each_row_has_the_mask_of_its_picture_and_view() -> None:
     of = MaskInputs(
-        [MASK, None], [[False, True]] * 2, [(2, 2), (2, 2)], MaskConfig(source="files", normalise="none"), 7
+        [[MASK, MASK], [None, None]],
+        [[False, True]] * 2,
+        [(2, 2), (2, 2)],
+        MaskConfig(source="files", normalise="none"),
+        7,
     )
     rows = of(asked(0, (1, 1), (0, 0), (0, 1)))["mask_B1HW"]
     assert rows.tolist() == [[[[1, 1], [1, 1]]], [[[0, 0.5], [1, 0]]], [[[0.5, 0], [0, 1]]]]
 
 
 def test_the_whole_picture_counts_now_and_then() -> None:
-    of = MaskInputs([MASK], [[False]], [(2, 2)], MaskConfig(source="files", unmasked_probability=0.3), 7)
+    of = MaskInputs([[MASK]], [[False]], [(2, 2)], MaskConfig(source="files", unmasked_probability=0.3), 7)
     whole = [[bool((row == 1).all()) for row in of(asked(step, *[(0, 0)] * 4))["mask_B1HW"]] for step in range(250)]
     assert whole[3] == [bool((row == 1).all()) for row in of(asked(3, *[(0, 0)] * 4))["mask_B1HW"]]
     assert 0.26 < np.mean(whole) < 0.34 and len({tuple(row) for row in whole}) > 10

@@ -44,6 +44,9 @@ def test_by_hand() -> None:
     misses = (3 - 2 * ratio) ** 2 + (0.75 - 0.5 * ratio) ** 2 + (0.5 - 0.5 * ratio) ** 2
     assert hard.error == pytest.approx((misses * 1.5) ** 0.5 / 3.0)
     assert picture_losses([], ["a"], 1) == []
+    (both,) = picture_losses([step(1, (0, 10, 1.0)), step(2, (1, 10, 3.0))], ["a", "a"], 2)
+    assert (both.picture, both.seen, both.loss) == ("a", 2, 2.0), "one picture at two sizes"
+    assert len(picture_losses([step(1, (0, 10, 1.0), (1, 10, 3.0))], ["a", "a"], 1)) == 2, "of two kinds"
 
 
 def test_the_bad_picture_is_found_among_unlucky_ones() -> None:

@@ -49,8 +49,8 @@ def baked(*arguments: Any, **data: Any) -> Bake:
 
 def test_what_an_epoch_takes_is_stated(dataset: Path, girls: Path) -> None:
     checked = check_values(recipe(dataset, girls))
-    assert checked.entries == 6 + 6 + 1, "the only wide one is not left out"
-    assert checked.steps_per_epoch == 6 + 1
+    assert checked.length.images_per_epoch == 6 + 6 + 1, "the only wide one is not left out"
+    assert checked.length.steps_per_epoch == 6 + 1
     assert (
         "data.regularisation: 15 pictures (15 with repeats). Every epoch takes 7 of them, in turn, beside 6 training pictures: 13 in all. "
         "In 4 epochs each is seen 1.87 times on average."

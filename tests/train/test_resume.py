@@ -30,6 +30,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "train__length": "8 steps", "save__every": "3 steps", "objective__weighting": "learned", "objective__noise": "pyramid",
         "objective__input_perturbation": 0.1, "objective__loss": "huber", "objective__timesteps": "stratified",
     },
+    "captions left to chance": {
+        "train__length": "10 steps", "save__every": "3 steps", "data__captions__wildcards": True, "data__captions__token_warmup": 0.5,
+        "data__captions__suffix": ", {red|blue} sky", "data__captions__caption_dropout_every_n_epochs": 2,
+    },
+    "fresh views": {
+        "train__length": "8 steps", "save__every": "3 steps", "data__augment__brightness": 0.2, "data__augment__hue": 10,
+        "data__augment__views": "fresh", "data__flip": True,
+    },
     "cached text": {"train__length": "10 steps", "save__every": "1 epoch", "optimizer__text_encoder_lr": 0.0},
     "states at checkpoints only": {"train__length": "10 steps", "save__every": "3 steps", "save__state_every": 1e6},
     "a whole model": {"adapter__name": "full", "adapter__rank": None, "train__length": "6 steps", "save__every": "2 steps"},

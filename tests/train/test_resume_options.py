@@ -17,8 +17,10 @@ from lorabake.sampling.infotext import save_png
 
 
 @pytest.fixture
-def words(dataset: Path, tmp_path: Path, options: Callable[..., list[str]]) -> list[str]:
-    """Arguments of a run with all of them; its folders lie beside the dataset."""
+def words(
+    request: pytest.FixtureRequest, dataset: Path, tmp_path: Path, options: Callable[..., list[str]]
+) -> list[str]:
+    """Arguments of a run with all of them, beside those of ``request``; its folders lie beside the dataset."""
     rng = random.Random(8)
     for folder, count in (("reg", 5), ("others", 2)):
         for index in range(count):
@@ -34,10 +36,17 @@ def words(dataset: Path, tmp_path: Path, options: Callable[..., list[str]]) -> l
         data__masks__source="files", data__masks__unmasked_probability=0.3,
         data__regularisation=str(tmp_path / "reg"), data__prior_loss_weight=0.5,
         preservation__weight=0.5, preservation__share=0.6, preservation__trigger="mira", preservation__outside_masks=0.5,
-        validation__folder=str(tmp_path / "others"), validation__every="3 steps",
+        validation__folder=str(tmp_path / "others"), validation__every="3 steps", **request.param,
     )  # fmt: skip
 
 
+CROPS = {
+    "data__buckets__resolution": [32, 64], "data__buckets__enabled": False, "data__augment__random_crop": True,
+    "data__augment__views": "fresh", "data__captions__wildcards": True, "data__captions__token_warmup": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [{}, CROPS], indirect=True, ids=["whole", "fresh crops"])
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
 def test_killed_with_every_option_on(
     oven: Any, dataset: Path, tmp_path: Path, words: list[str], result: Any, kill_at: Any

@@ -49,8 +49,13 @@ class Duration:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(_plain)
         )
+
+
+def _plain(value: Any) -> Any:
+    """A duration as text. Where a setting may also be a number, pydantic asks here for that too."""
+    return str(value) if isinstance(value, Duration) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,9 @@ class TrainingProgress:
     def _on_note(self, event: Event) -> None:
         self.say(f"note: {event['text']}")
 
+    def _on_pictures(self, event: Event) -> None:
+        self.say(f"pictures: {event['text']}")
+
     def _on_encoding(self, event: Event) -> None:
         self._show("encoding pictures", event["done"], event["total"])
 

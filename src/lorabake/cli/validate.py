@@ -40,24 +40,20 @@ def run(arguments: argparse.Namespace) -> int:
     from lorabake.cli.terminal import show_json
 
     checked = checked_recipe(arguments)
-    recipe, dataset = checked.recipe, checked.dataset
-    per_epoch, steps = checked.steps_per_epoch, checked.total_steps
-    seen = round(checked.entries * steps / per_epoch)
+    recipe, dataset, length = checked.recipe, checked.dataset, checked.length
     captions = sorted(checked.captions, key=lambda caption: -caption.tokens)
     shown = captions[: arguments.captions]
     if arguments.json:
-        told = {"recipe": recipe.to_dict(), "reasons": recipe.reasons, "dataset": dataset.summary(), "steps_per_epoch": per_epoch,
-                "steps": steps, "images_seen": seen, "warnings": list(checked.warnings)}  # fmt: skip
+        told = {"recipe": recipe.to_dict(), "reasons": recipe.reasons, "dataset": dataset.summary(), "steps_per_epoch": length.steps_per_epoch,
+                "steps": length.steps, "epochs": length.epochs, "images_seen": length.images, "warnings": list(checked.warnings)}  # fmt: skip
         show_json(told if arguments.captions == 0 else told | {"captions": _plain(captions, shown)})
         return 0
     print(f"{arguments.recipe} is fine.")
     print(
         f"  base      {checked.facts.name} ({checked.facts.family}, {checked.facts.prediction}, {checked.facts.resolution} px)"
     )
-    print(f"  pictures  {len(dataset.samples)}, {dataset.entries} per epoch with repeats")
-    print(
-        f"  run       {recipe.train.length} = {steps} optimizer steps of {recipe.train.batch_size} × {recipe.train.gradient_accumulation}, {seen} images seen"
-    )
+    print(f"  pictures  {dataset.account()}; {length.images_per_epoch} images per epoch with repeats")
+    print(f"  run       {length.told(recipe.train.batch_size, recipe.train.gradient_accumulation)}")
     print(f"  captions  {_summary(captions)}")
     for name, why in recipe.reasons.items():
         print(f"  {name} because {why}")
@@ -87,7 +83,8 @@ def _summary(captions: Sequence[SeenCaption]) -> str:
 
 def _text(caption: SeenCaption) -> str:
     """What is seen of one caption, for people."""
-    lines = [f"\n{caption.picture}"]
+    longest = f" (the longest of {caption.variants} captions)" if caption.variants > 1 else ""
+    lines = [f"\n{caption.picture}{longest}"]
     alike = len({(reading.tokens, reading.lost) for reading in caption.readings.values()}) == 1
     for part, reading in list(caption.readings.items())[: 1 if alike else None]:
         windows = f" in {reading.windows} windows" if reading.windows > 1 else ""
@@ -109,7 +106,7 @@ def _plain(captions: Sequence[SeenCaption], shown: Sequence[SeenCaption]) -> dic
         "cut": sum(caption.is_cut for caption in captions),
         "longest": max((caption.tokens for caption in captions), default=0),
         "shown": [
-            {"picture": caption.picture, "text": caption.text, "cut": caption.is_cut,
+            {"picture": caption.picture, "text": caption.text, "cut": caption.is_cut, **({"variants": caption.variants} if caption.variants > 1 else {}),
              "text_encoders": {part: dataclasses.asdict(reading) for part, reading in caption.readings.items()}}
             for caption in shown
         ],

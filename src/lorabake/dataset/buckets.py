@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 from PIL import Image
 from pydantic import Field
@@ -33,6 +35,10 @@ class BucketConfig(Settings):
     """Pixels. The side of a square, or (width, height); only its area matters when buckets are on. Default 512, which
     SD 1.x was made with; SDXL and newer families want 1024. Must be a multiple of `step`."""
 
+    resolutions: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """Pixels. Sides of several squares: every picture is trained on at each of these sizes that it is large enough for, and at the
+    smallest in any case, so an epoch shows it once for each. Absent: at `resolution` alone, which else is the largest of them."""
+
     enabled: bool = True
     """Whether pictures keep about their own shape. Default true; false crops every picture to `resolution`."""
 
@@ -51,6 +57,14 @@ class BucketConfig(Settings):
     upscale: bool = True
     """Whether a picture smaller than its bucket is enlarged. Default true, so that every picture fills its bucket;
     false leaves small pictures at their size (their bucket is what is left after cropping to `step`)."""
+
+    def each(self) -> tuple[BucketConfig, ...]:
+        """The same for each of the resolutions alone, in ascending order; itself where there is one."""
+        if not self.resolutions:
+            return (self,)
+        return tuple(
+            self.model_copy(update={"resolution": side, "resolutions": ()}) for side in sorted(self.resolutions)
+        )
 
     @property
     def resolution_wh(self) -> Size:
@@ -80,6 +94,8 @@ class Placement:
 
 def bucket_problems(config: BucketConfig) -> tuple[Problem, ...]:
     """Everything about ``config`` that cannot work."""
+    if config.resolutions:
+        return tuple(_several_problems(config))
     problems = []
     step, resolution = config.step, _shown(config.resolution_wh)
     if min(config.resolution_wh) < 1:
@@ -92,6 +108,19 @@ def bucket_problems(config: BucketConfig) -> tuple[Problem, ...]:
     if config.enabled and config.upscale:
         problems += _limit_problems(config)
     return tuple(problems)
+
+
+def _several_problems(config: BucketConfig) -> Iterator[Problem]:
+    listed = list(config.resolutions)
+    if len(set(listed)) != len(listed):
+        yield Problem("resolutions", f"{listed} names a size twice. Repeats are for that: name the folder 2_name.")
+    if "resolution" in config.model_fields_set and config.resolution_wh != (max(listed), max(listed)):
+        what = f"{listed}, and resolution is {_shown(config.resolution_wh)}. Leave resolution out, or list it as the largest."
+        yield Problem("resolutions", what)
+    for alone in config.each():
+        for problem in bucket_problems(alone):
+            where = "resolutions" if problem.where == "resolution" else problem.where
+            yield Problem(where, problem.what)
 
 
 def _limit_problems(config: BucketConfig) -> list[Problem]:
@@ -141,8 +170,23 @@ def make_buckets(resolution: Size, smallest: int, largest: int, step: int) -> tu
     return tuple(sorted(buckets))
 
 
+def placements(size: Size, config: BucketConfig) -> tuple[Placement, ...]:
+    """Where a picture of ``size`` goes at each size that it is trained on, the smallest first; at least one.
+
+    It is large enough for a resolution if it has as many pixels, so that nothing is enlarged but to fill a bucket of another shape.
+
+    Raises:
+        Problems, UserError: as for `place`.
+    """
+    if problems := bucket_problems(config):
+        raise Problems("buckets", problems)
+    smallest, *others = config.each()
+    fitting = [other for other in others if size[0] * size[1] >= other.resolution_wh[0] * other.resolution_wh[1]]
+    return tuple(dict.fromkeys(place(size, alone) for alone in (smallest, *fitting)))
+
+
 def place(size: Size, config: BucketConfig) -> Placement:
-    """Where a picture of ``size`` goes.
+    """Where a picture of ``size`` goes at one resolution.
 
     Raises:
         Problems: ``config`` cannot work (see `bucket_problems`).

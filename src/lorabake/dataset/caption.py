@@ -1,19 +1,28 @@
 """From the caption in the file to the text of one training step.
 
-The order of the steps is the one of kohya's sd-scripts; three of its traps are gone: `keep_tokens_separator` never
-stays in the caption, tags are joined with the separator that was asked for, and blank tags (a trailing comma) are not
-shuffled into the middle.
+The order of the steps is the one of kohya's sd-scripts; its traps are gone. `keep_tokens_separator` and
+`secondary_separator` never stay in the caption, tags are joined with the separator that was asked for, blank tags (a
+trailing comma) are not shuffled into the middle, and prefix and suffix are put around the line that was drawn.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lorabake.base.cards import Settings
+from lorabake.base.units import Duration
+from lorabake.dataset.wildcards import choose, count_variants, has_choices, lines_of, stray_braces, variants
+
+_MOST_VARIANTS = 64
+"""Variants of one caption that are looked at, the longest first."""
 
 
 class CaptionConfig(Settings):
@@ -34,6 +43,21 @@ class CaptionConfig(Settings):
     separator: str = Field(default=",", min_length=1)
     """What stands between two tags. Default ",", as taggers write. When tags are joined again a space follows it."""
 
+    secondary_separator: str | None = Field(default=None, min_length=1)
+    """What stands between tags that stay together: shuffled and dropped as one, and parted by `separator` in the end.
+    Absent: there is none. ";;;" is usual, as in "suzu, red hair;;;ribbon, smile"."""
+
+    wildcards: bool = False
+    """Whether captions leave something to chance, anew at every step: of a file with several lines one is drawn, and of
+    "{red|blue} hat" one choice; "{{" and "}}" are braces that stay. Default false: the first line, as it is written."""
+
+    token_warmup: Duration | float | None = None
+    """Begin with the first `token_warmup_min` tags alone, and show one more after the other until all are shown after this
+    long: "500 steps", "2 epochs", or a share of the run such as 0.1. Absent: all from the start. Fixed tags are always shown."""
+
+    token_warmup_min: int = Field(default=1, ge=0)
+    """Tags that `token_warmup` begins with, beside the fixed ones. Default 1."""
+
     prefix: str = ""
     """Text put before every caption, with a space between. Default none. Its tags are tags of the caption: write your
     own comma, and count them in `keep_tokens`."""
@@ -45,57 +69,132 @@ class CaptionConfig(Settings):
     """Probability, per picture and step, of training without any caption (prefix and suffix included), which keeps
     classifier-free guidance healthy. Default 0, right for small sets; 0.05 to 0.1 for large ones."""
 
+    caption_dropout_every_n_epochs: int = Field(default=0, ge=0)
+    """Epochs. Every so many epochs, one is trained without any caption: 5 leaves them out in epochs 5, 10, 15 and so on.
+    Default 0, never."""
+
     tag_dropout: float = Field(default=0.0, ge=0, le=1)
     """Probability, per tag and step, of leaving a tag out; fixed tags stay. Default 0; 0.1 helps when all captions look alike."""
 
+    @field_validator("token_warmup", mode="before")
+    @classmethod
+    def _is_a_length_or_a_share(cls, given: Any) -> Any:
+        if given is None or (isinstance(given, int | float) and not isinstance(given, bool) and 0 < given <= 1):
+            return given if given is None else float(given)
+        try:
+            return Duration.parse(given)
+        except ValueError as error:
+            raise ValueError(f"{error}, or a share of the run above 0 and up to 1") from None
+
     @model_validator(mode="after")
     def _separators_differ(self) -> CaptionConfig:
-        keep = self.keep_tokens_separator.strip()
-        if not keep or set(keep) & set(self.separator):
-            given = f"keep_tokens_separator '{self.keep_tokens_separator}' and separator '{self.separator}'"
-            raise ValueError(f"{given} must not share a character. Use for example '|||' and ','.")
+        given = {"separator": self.separator, "keep_tokens_separator": self.keep_tokens_separator.strip()}
+        if not given["keep_tokens_separator"]:
+            raise ValueError("keep_tokens_separator is only space. Use for example '|||'.")
+        if self.secondary_separator is not None:
+            given["secondary_separator"] = self.secondary_separator.strip()
+            if not given["secondary_separator"]:
+                raise ValueError("secondary_separator is only space. Use for example ';;;'.")
+        for (one, text), (other, its) in itertools.combinations(given.items(), 2):
+            if set(text) & set(its):
+                what = f"{one} '{text}' and {other} '{its}' must not share a character"
+                raise ValueError(f"{what}. Use for example ',', '|||' and ';;;'.")
+        braced = [name for name, text in given.items() if set(text) & set("{}")]
+        if self.wildcards and braced:
+            raise ValueError(
+                f"{braced[0]} '{given[braced[0]]}' holds braces, which choose with wildcards. Use another."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_epoch_is_always(self) -> CaptionConfig:
+        if self.caption_dropout_every_n_epochs == 1:
+            raise ValueError(
+                "caption_dropout_every_n_epochs = 1 never shows a caption. Say caption_dropout = 1 for that."
+            )
         return self
 
 
-def caption_for_step(text: str, config: CaptionConfig, rng: random.Random) -> str:
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When in a run a caption is shown."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    epoch: int = 1
+    """The epoch it is, counted from 1."""
+    warmup_steps: int = 0
+    """Optimizer steps that `token_warmup` lasts."""
+
+
+AFTER_WARMUP = Moment()
+"""All tags are shown."""
+
+
+def warmup_steps(config: CaptionConfig, steps_per_epoch: int, total_steps: int) -> int:
+    """Optimizer steps that the token warm-up lasts in a run."""
+    if config.token_warmup is None:
+        return 0
+    if isinstance(config.token_warmup, Duration):
+        return config.token_warmup.steps(steps_per_epoch)
+    return round(config.token_warmup * total_steps)
+
+
+def caption_for_step(text: str, config: CaptionConfig, rng: random.Random, moment: Moment = AFTER_WARMUP) -> str:
     """The caption to train on in one step.
 
     Args:
-        text: the caption as it is in the file (one line).
+        text: the caption as it is in the file.
         config: what to do with it.
         rng: randomness of this picture and step. Each option has draws of its own: turning one on changes no other's.
+        moment: which step that is.
     """
-    dropped, order, tags = rng.random(), rng.getrandbits(64), rng.getrandbits(64)
-    if dropped < config.caption_dropout:
+    dropped, order, tags, choices = rng.random(), rng.getrandbits(64), rng.getrandbits(64), rng.getrandbits(64)
+    if dropped < config.caption_dropout or _is_left_out(config, moment):
         return ""
-    text = _whole(text, config)
+    text = _drawn(text, config, random.Random(choices))
     if _stays_whole(text, config):
         return text
     front, flexible, back = _split(text, config)
+    shown = _shown(len(flexible), config, moment)
     kept = random.Random(tags)
     chances = [kept.random() for _ in flexible]
+    places = list(range(len(flexible)))
     if config.shuffle:
-        places = list(range(len(flexible)))
         random.Random(order).shuffle(places)
-        flexible, chances = [flexible[i] for i in places], [chances[i] for i in places]
-    survivors = [tag for tag, chance in zip(flexible, chances, strict=True) if chance >= config.tag_dropout]
-    return _joiner(config).join([*front, *survivors, *back])
+    survivors = [flexible[place] for place in places if place < shown and chances[place] >= config.tag_dropout]
+    return _joined([*front, *survivors, *back], config)
 
 
-def full_caption(text: str, config: CaptionConfig) -> str:
-    """The caption as training shows it when no tag is dropped, its tags in the order of the file; "" where none is ever shown.
+def full_captions(text: str, config: CaptionConfig) -> list[str]:
+    """The captions that training shows when no tag is dropped, tags in the order of the file; [""] where none is ever shown.
+
+    With wildcards these are the variants of every line, of many the longest.
 
     Args:
-        text: the caption as it is in the file (one line).
+        text: the caption as it is in the file.
         config: what is done to it.
     """
     if config.caption_dropout == 1:
-        return ""
-    text = _whole(text, config)
-    if _stays_whole(text, config):
-        return text
-    front, flexible, back = _split(text, config)
-    return _joiner(config).join([*front, *flexible, *back])
+        return [""]
+    found: dict[str, None] = {}
+    lines = lines_of(text) if config.wildcards else [text]
+    for line in lines:
+        whole = _whole(line, config)
+        each = variants(whole) if config.wildcards else [whole]
+        for variant in itertools.islice(each, max(1, _MOST_VARIANTS // len(lines))):
+            found[variant if _stays_whole(variant, config) else _joined(_every_tag(variant, config), config)] = None
+    return list(found)
+
+
+def full_caption(text: str, config: CaptionConfig) -> str:
+    """The first of `full_captions`; without wildcards the only one."""
+    return full_captions(text, config)[0]
+
+
+def count_captions(text: str, config: CaptionConfig) -> int:
+    """How many variants wildcards make of a caption; 1 without any."""
+    return sum(count_variants(_whole(line, config)) for line in lines_of(text)) if config.wildcards else 1
 
 
 def without_additions(config: CaptionConfig) -> CaptionConfig:
@@ -126,24 +225,102 @@ def _words(words: str) -> re.Pattern[str]:
 
 
 def is_static(config: CaptionConfig) -> bool:
-    """Whether a picture has the same caption at every step, so that its text embedding may be computed once and kept."""
-    return not (config.shuffle or config.tag_dropout or config.caption_dropout)
+    """Whether a picture has the same caption whenever it has one by plan, so that its text embedding may be computed once and kept."""
+    warms_up = config.token_warmup is not None
+    return not (config.shuffle or config.tag_dropout or config.caption_dropout or config.wildcards or warms_up)
 
 
 def idle_settings(config: CaptionConfig) -> tuple[str, ...]:
     """Settings that were given and do nothing, each with the reason."""
-    if config.keep_tokens and not (config.shuffle or config.tag_dropout):
-        return (f"keep_tokens = {config.keep_tokens} does nothing: neither shuffle nor tag_dropout is on.",)
-    return ()
+    if config.caption_dropout == 1:
+        return tuple(
+            f"{name} does nothing: caption_dropout = 1 leaves every caption out."
+            for name, field in CaptionConfig.model_fields.items()
+            if name != "caption_dropout" and getattr(config, name) != field.default
+        )
+    told: list[str] = []
+    if config.keep_tokens and not _moves_tags(config):
+        reason = "neither shuffle nor tag_dropout nor token_warmup is on"
+        told.append(f"keep_tokens = {config.keep_tokens} does nothing: {reason}.")
+    if (
+        config.token_warmup is None
+        and config.token_warmup_min != CaptionConfig.model_fields["token_warmup_min"].default
+    ):
+        told.append(f"token_warmup_min = {config.token_warmup_min} does nothing without token_warmup.")
+    return tuple(told)
+
+
+def unfit_captions(texts: Sequence[str], config: CaptionConfig) -> Iterator[str]:
+    """What about these captions does not go with the settings: most likely one of the two is not meant.
+
+    Args:
+        texts: as they are in the files.
+        config: what is done to them.
+    """
+    if config.caption_dropout == 1:
+        return
+    around = f"{config.prefix} {config.suffix}"
+    chance = sum(has_choices(f"{around} {text}") or len(lines_of(text)) > 1 for text in texts)
+    stray = sum(any(map(stray_braces, [around, *lines_of(text)])) for text in texts)
+    if config.wildcards and not chance:
+        yield "wildcards does nothing: no caption has several lines, or choices such as {red|blue}."
+    if config.wildcards and stray:
+        what = f"wildcards: {stray} of {len(texts)} captions have braces that are no pair, and are trained as written"
+        yield f"{what}. Choices cannot be nested; write {{{{ or }}}} for a brace that stays."
+    if not config.wildcards and chance:
+        what = f"{chance} of {len(texts)} captions have choices such as {{red|blue}}, and are trained as written"
+        yield f"{what}. Set wildcards = true to draw one."
+    secondary = config.secondary_separator
+    if secondary and not any(secondary.strip() in text for text in [around, *texts]):
+        yield f"secondary_separator does nothing: no caption holds '{secondary}'."
+
+
+def unfit_lengths(config: CaptionConfig, steps_per_epoch: int, total_steps: int) -> Iterator[str]:
+    """What about the settings does not go with the length of the run."""
+    if config.caption_dropout == 1:
+        return
+    epochs = -(-total_steps // steps_per_epoch)
+    if config.caption_dropout_every_n_epochs > epochs:
+        given = config.caption_dropout_every_n_epochs
+        yield f"caption_dropout_every_n_epochs = {given} does nothing: the run has {epochs} epochs."
+    warmup = warmup_steps(config, steps_per_epoch, total_steps)
+    if warmup >= total_steps:
+        yield f"token_warmup lasts {warmup} steps and the run {total_steps}: it ends before all tags are shown."
+
+
+def _is_left_out(config: CaptionConfig, moment: Moment) -> bool:
+    every = config.caption_dropout_every_n_epochs
+    return every > 0 and moment.epoch % every == 0
+
+
+def _drawn(text: str, config: CaptionConfig, rng: random.Random) -> str:
+    """The whole caption, with whatever is left to chance drawn."""
+    if not config.wildcards:
+        return _whole(text, config)
+    return choose(_whole(rng.choice(lines_of(text)), config), rng)
 
 
 def _whole(text: str, config: CaptionConfig) -> str:
     return " ".join(part for part in (config.prefix.strip(), text.strip(), config.suffix.strip()) if part)
 
 
+def _moves_tags(config: CaptionConfig) -> bool:
+    return bool(config.shuffle or config.tag_dropout or config.token_warmup is not None)
+
+
 def _stays_whole(text: str, config: CaptionConfig) -> bool:
     """Whether the caption is not taken apart into tags."""
-    return config.keep_tokens_separator.strip() not in text and not (config.shuffle or config.tag_dropout)
+    secondary = config.secondary_separator
+    held = config.keep_tokens_separator.strip() in text or (secondary is not None and secondary.strip() in text)
+    return not held and not _moves_tags(config)
+
+
+def _shown(tags: int, config: CaptionConfig, moment: Moment) -> int:
+    """How many flexible tags are shown by now, of so many."""
+    if config.token_warmup is None or moment.step >= moment.warmup_steps:
+        return tags
+    least = min(config.token_warmup_min, tags)
+    return least + moment.step * (tags - least) // moment.warmup_steps
 
 
 def _split(text: str, config: CaptionConfig) -> tuple[list[str], list[str], list[str]]:
@@ -154,9 +331,17 @@ def _split(text: str, config: CaptionConfig) -> tuple[list[str], list[str], list
     return parts[0], parts[1], [tag for part in parts[2:] for tag in part]
 
 
+def _every_tag(text: str, config: CaptionConfig) -> list[str]:
+    return [tag for tags in _split(text, config) for tag in tags]
+
+
 def _tags(text: str, separator: str) -> list[str]:
     return [tag for tag in map(str.strip, text.split(separator)) if tag]
 
 
-def _joiner(config: CaptionConfig) -> str:
-    return config.separator if config.separator[-1].isspace() else config.separator + " "
+def _joined(tags: Sequence[str], config: CaptionConfig) -> str:
+    """The tags as one text; those that stayed together are parted now."""
+    joiner = config.separator if config.separator[-1].isspace() else config.separator + " "
+    if config.secondary_separator is not None:
+        tags = [single for tag in tags for single in _tags(tag, config.secondary_separator.strip())]
+    return joiner.join(tags)

@@ -28,7 +28,9 @@ class CaptionText:
     text: str
     """The first line that is not blank, without spaces around it; "" in an empty file."""
     unused_lines: int
-    """How many more lines are not blank. They are not used."""
+    """How many more lines are not blank. They are only used with wildcards."""
+    lines: str = ""
+    """Every line that is not blank, without spaces around it, with "\\n" between."""
 
 
 def read_caption(path: Path) -> CaptionText:
@@ -50,7 +52,7 @@ def read_caption(path: Path) -> CaptionText:
     # Only what editors write as a line end: str.splitlines would also cut at rarer characters inside a sentence.
     lines = [line.strip() for line in re.split(r"\r\n|\n|\r", _decode(path, data))]
     lines = [line for line in lines if line]
-    return CaptionText(lines[0], len(lines) - 1) if lines else CaptionText("", 0)
+    return CaptionText(lines[0], len(lines) - 1, "\n".join(lines)) if lines else CaptionText("", 0)
 
 
 def _decode(path: Path, data: bytes) -> str:

@@ -14,10 +14,11 @@ from lorabake.dataset.scan import MASK_FOLDER, MASK_SUFFIX, Listing, PictureFile
 class Captions:
     """Finds the caption of each picture and remembers what is worth telling about them."""
 
-    def __init__(self, extensions: Sequence[str], class_tokens: str | None) -> None:
+    def __init__(self, extensions: Sequence[str], class_tokens: str | None, every_line: bool = False) -> None:
         self.problems: list[Problem] = []
         self._extensions = extensions
         self._class_tokens = class_tokens
+        self._every_line = every_line
         self._pictures_of: dict[Path, list[str]] = {}
         self._texts: dict[Path, str] = {}
         self._missing: dict[str, list[str]] = {}
@@ -29,10 +30,12 @@ class Captions:
             if path := picture.folder.listing.find(picture.stem + extension):
                 self._pictures_of.setdefault(path, []).append(picture.name)
                 return self._text(path, picture), extension.lstrip(".").lower()
-        if self._class_tokens is not None:
+        if picture.folder.class_tokens:
+            text, source = picture.folder.class_tokens, "folder"
+        elif self._class_tokens is not None:
             text, source = self._class_tokens, "class_tokens"
         else:
-            text, source = (picture.folder.class_tokens, "folder" if picture.folder.class_tokens else "none")
+            text, source = "", "none"
         self._missing.setdefault(source, []).append(picture.name)
         return text, source
 
@@ -45,8 +48,8 @@ class Captions:
                 self.problems.append(Problem(where, error.reason))
                 self._texts[path] = ""
                 return ""
-            self._texts[path] = caption.text
-            if caption.unused_lines:
+            self._texts[path] = caption.lines if self._every_line else caption.text
+            if caption.unused_lines and not self._every_line:
                 self._many_lines.append(path.name)
         return self._texts[path]
 

@@ -36,6 +36,7 @@ class Sample:
     repeats: int
     """How often it is trained on per epoch."""
     caption: str
+    """The first line of its file; where every line was asked for all of them, with "\\n" between."""
     caption_source: str
     """Where the caption is from: the extension of its file without the dot ("txt", "caption"), "folder" (the folder's
     name), "class_tokens" (given to `open_dataset`) or "none"."""
@@ -66,6 +67,8 @@ class Dataset:
     """Counted facts worth showing."""
     warnings: tuple[Problem, ...]
     """Legal, and almost always a mistake; the caller decides whether to stop."""
+    more_paths: tuple[Path, ...] = ()
+    """Further folders that belong to it. Its own is the one where its cache lies."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -75,6 +78,16 @@ class Dataset:
         """Pictures per epoch, repeats included."""
         return sum(sample.repeats for sample in self.samples)
 
+    def account(self) -> str:
+        """In one line how many pictures are used, folder by folder if there are several, and how much is not."""
+        folders = Counter((sample.folder, sample.repeats) for sample in self.samples)
+        each = ", ".join(
+            f"{count} in {printable(folder or self.path.name)} × {repeats}"
+            for (folder, repeats), count in folders.items()
+        )
+        used = f"{len(self)} used" + (f" ({each})" if len(folders) > 1 else "")
+        return f"{used}, {len(self.dropped)} not" if self.dropped else used
+
     def tag_frequency(self) -> dict[str, dict[str, int]]:
         """{folder: {tag: pictures that have it}}, as ``ss_tag_frequency`` in LoRA files counts: captions cut at ",",
         lower case, repeats not counted in. Folders are named without their path, so that no private path is
@@ -82,7 +95,9 @@ class Dataset:
         frequency: dict[str, dict[str, int]] = {}
         for sample in self.samples:
             tags = frequency.setdefault(sample.folder or self.path.name, {})
-            for tag in sample.caption.lower().split(","):
+            lines = sample.caption.lower().split("\n")
+            listed = [tag for line in lines for tag in line.split(",")]
+            for tag in listed if len(lines) == 1 else dict.fromkeys(map(str.strip, listed)):
                 if tag := tag.strip():
                     tags[tag] = tags.get(tag, 0) + 1
         return frequency
@@ -103,10 +118,15 @@ class Dataset:
             "captions": dict(sorted(Counter(sample.caption_source for sample in self.samples).items())),
             "masks": sum(sample.mask is not None for sample in self.samples),
             "sizes": {f"{width}x{height}": count for (width, height), count in sorted(sizes.items())},
-            "dropped": [{"name": _inside(self.path, item.path), "reason": item.reason} for item in self.dropped],
+            "dropped": [{"name": self._inside(item.path), "reason": item.reason} for item in self.dropped],
             "notes": list(self.notes),
             "warnings": [{"where": item.where, "what": item.what} for item in self.warnings],
         }
+
+    def _inside(self, path: Path) -> str:
+        """``path`` inside the folder it lies in, to be shown; of several folders with that folder's name."""
+        root = next(root for root in (self.path, *self.more_paths) if root in path.parents)
+        return printable(path.relative_to(root.parent if self.more_paths else root).as_posix())
 
 
 def open_dataset(
@@ -114,18 +134,22 @@ def open_dataset(
     *,
     caption_extensions: Sequence[str] = (".txt", ".caption"),
     class_tokens: str | None = None,
+    every_line: bool = False,
+    number_counts: bool = False,
     limits: ImageLimits = DEFAULT_LIMITS,
     decode: bool = False,
 ) -> Dataset:
     """Open a folder of pictures: numbered folders (``10_suzu/``), other folders and pictures directly in it (1 repeat each).
 
     A caption is the first line of the picture's ``.txt``, else ``.caption``. An empty file is an empty prompt. Without
-    a file the caption is ``class_tokens`` or, failing that, the name part of a numbered folder, or "".
+    a file the caption is the name part of a numbered folder or, failing that, ``class_tokens``, or "".
 
     Args:
         path: the dataset folder.
         caption_extensions: endings of caption files, the first that exists wins.
-        class_tokens: caption of pictures that have no caption file.
+        class_tokens: caption of pictures that have no caption file, in folders whose name gives them none.
+        every_line: captions are all lines of their file and not only the first.
+        number_counts: pictures directly in the folder have the repeats and class tokens that its own name says.
         limits: what a picture may ask of the machine.
         decode: decode every picture, to find damage in the middle of files too (slow); else only those that look cut short.
 
@@ -134,11 +158,11 @@ def open_dataset(
             all at once.
     """
     root = Path(os.path.abspath(Path(path).expanduser()))  # "." has no name; links stay as they are
-    found = _scan(root, caption_extensions)
+    found = _scan(root, caption_extensions, number_counts)
     looks = _look_at_all(found.pictures, limits, verify if decode else examine)
     usable = [(picture, look) for picture, look in zip(found.pictures, looks, strict=True) if isinstance(look, _Look)]
     dropped = (*found.dropped, *(look for look in looks if isinstance(look, Dropped)))
-    captions, masks = Captions(caption_extensions, class_tokens), Masks(found.top)
+    captions, masks = Captions(caption_extensions, class_tokens, every_line), Masks(found.top)
     samples = tuple(_sample(picture, look, *captions.of(picture), masks.of(picture)) for picture, look in usable)
     problems = [*found.problems, *captions.problems]
     if not samples:
@@ -163,12 +187,12 @@ class _Look:
     sha256: str
 
 
-def _scan(root: Path, caption_extensions: Sequence[str]) -> Scan:
+def _scan(root: Path, caption_extensions: Sequence[str], number_counts: bool) -> Scan:
     wrong = [given for given in caption_extensions if not given.startswith(".") or given in PICTURE_EXTENSIONS]
     if wrong:
         raise Problems("caption_extensions", [Problem(given, "is not an ending such as '.txt'") for given in wrong])
     try:
-        return scan(root, caption_extensions)
+        return scan(root, caption_extensions, number_counts)
     except FileNotFoundError:
         what = "there is no such folder. Check the spelling; a dataset is a folder with pictures in it."
     except NotADirectoryError:
@@ -238,8 +262,3 @@ def _drop_notes(dropped: Sequence[Dropped]) -> Iterator[str]:
     if dropped:
         items = named([f"{item.path.name} ({item.reason})" for item in dropped])
         yield f"{len(dropped)} files or folders are not used: {items}"
-
-
-def _inside(root: Path, path: Path) -> str:
-    """``path`` inside ``root``, to be shown."""
-    return printable(path.relative_to(root).as_posix())

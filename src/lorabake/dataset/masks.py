@@ -7,7 +7,7 @@ where the loss is. It is never sharpened on the way, so that nothing outside of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -40,7 +40,8 @@ class MaskConfig(Settings):
 
     source: Literal["none", "files", "alpha"] = "none"
     """Where masks are from: "files" (001-masklabel.png beside 001.png, or 001.png in a folder masks), "alpha" (the pictures' own transparency), or
-    "none", which trains all of every picture. White is trained, black is not, grey counts less. Pictures without a mask count whole."""
+    "none", which trains all of every picture. White is trained, black is not, grey counts less. Pictures without a mask count whole.
+    Masks are cropped and mirrored as their pictures are; of a random crop that holds black alone nothing is trained."""
 
     unmasked_weight: float = Field(default=0.0, ge=0, lt=1)
     """How much the black of a mask counts, against 1 for white. Default 0: black is left out, as its maker meant. 0.1 keeps backgrounds
@@ -86,7 +87,7 @@ def read_masks(
     aside: its picture counts whole.
 
     Args:
-        samples: the pictures.
+        samples: the pictures, each once for every size that it is seen at.
         placements: bucket and crop of each.
         config: which masks are asked for.
         cell: pixels of a latent cell along a side.
@@ -94,12 +95,11 @@ def read_masks(
     """
     if config.source == "none":
         return Masks((), notes=tuple(_unused(samples, where)))
-    read: Callable[[Sample], Image.Image | None] = _from_file if config.source == "files" else _from_alpha
 
     def look(pair: tuple[Sample, Placement]) -> Mask | Problem | str | None:
         sample, place = pair
         try:
-            image = read(sample)
+            image = _read(sample, config)
         except UnreadableImage as error:
             return Problem(sample.name, f"its mask cannot be used: {error.reason}. Make it anew, or take it out.")
         if image is None:
@@ -112,7 +112,7 @@ def read_masks(
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         found = list(pool.map(look, zip(samples, placements, strict=True)))
-    problems = tuple(item for item in found if isinstance(item, Problem))
+    problems = tuple(dict.fromkeys(item for item in found if isinstance(item, Problem)))
     masks = tuple(item if isinstance(item, np.ndarray) else None for item in found)
     flawed = [(sample.name, item) for sample, item in zip(samples, found, strict=True) if isinstance(item, str)]
     return Masks(masks, problems, tuple(_notes(samples, masks, flawed, where)) if not problems else ())
@@ -130,6 +130,20 @@ def latent_mask(mask: Image.Image, place: Placement, cell: int) -> Mask:
     return (sums_HW / (255 * cell * cell)).astype(np.float32)
 
 
+def mask_of(sample: Sample, place: Placement, config: MaskConfig, cell: int) -> Mask | None:
+    """The mask of one picture for one way to crop it, read now; None if it has none by now.
+
+    Raises:
+        UnreadableImage: it cannot be read.
+    """
+    image = _read(sample, config)
+    return None if image is None else latent_mask(image, place, cell)
+
+
+def _read(sample: Sample, config: MaskConfig) -> Image.Image | None:
+    return _from_file(sample) if config.source == "files" else _from_alpha(sample)
+
+
 def _from_file(sample: Sample) -> Image.Image | None:
     return read_mask(sample.mask) if sample.mask else None
 
@@ -145,9 +159,14 @@ def _other_shape(mask: tuple[int, int], picture: tuple[int, int]) -> bool:
     return any(abs(side * scale - own) > max(_SHAPE, _SHAPE * scale) for side, own in zip(mask, picture, strict=True))
 
 
+def shows_something(mask_HW: Mask) -> bool:
+    """Whether a mask is more than black."""
+    return float(mask_HW.mean()) >= _ENOUGH
+
+
 def _flaw(mask_HW: Mask) -> str | None:
     """What makes a mask useless, if anything."""
-    if float(mask_HW.mean()) < _ENOUGH:
+    if not shows_something(mask_HW):
         return "black where the picture is trained"
     if float((mask_HW >= _WHITE).mean()) < _ENOUGH:
         return "grey all over, with nothing white in it"
@@ -155,7 +174,7 @@ def _flaw(mask_HW: Mask) -> str | None:
 
 
 def _unused(samples: Sequence[Sample], where: str) -> Iterator[str]:
-    count = sum(sample.mask is not None for sample in samples)
+    count = len({sample.name for sample in samples if sample.mask is not None})
     if count:
         which = "has a mask, which is" if count == 1 else "have masks, which are"
         yield f'data.masks: {count} of the {where} {which} not used. For masked training: source = "files".'
@@ -164,12 +183,11 @@ def _unused(samples: Sequence[Sample], where: str) -> Iterator[str]:
 def _notes(
     samples: Sequence[Sample], masks: Sequence[Mask | None], flawed: Sequence[tuple[str, str]], where: str
 ) -> Iterator[str]:
-    bad = {name for name, _ in flawed}
+    every, bad = {sample.name for sample in samples}, {name for name, _ in flawed}
     for reason in dict.fromkeys(reason for _, reason in flawed):
-        names = [name for name, said in flawed if said == reason]
-        yield f"data.masks: {len(names)} of {len(samples)} {where} have a mask that is {reason}. It is left aside, and they count whole: {named(names)}."
-    whole = [
-        sample.name for sample, mask in zip(samples, masks, strict=True) if mask is None and sample.name not in bad
-    ]
-    if 0 < len(whole) < len(samples):
-        yield f"data.masks: {len(whole)} of {len(samples)} {where} have no mask and count whole: {named(whole)}."
+        names = list(dict.fromkeys(name for name, said in flawed if said == reason))
+        yield f"data.masks: {len(names)} of {len(every)} {where} have a mask that is {reason}. It is left aside, and they count whole: {named(names)}."
+    without = [sample.name for sample, mask in zip(samples, masks, strict=True) if mask is None]
+    whole = [name for name in dict.fromkeys(without) if name not in bad]
+    if 0 < len(whole) < len(every):
+        yield f"data.masks: {len(whole)} of {len(every)} {where} have no mask and count whole: {named(whole)}."

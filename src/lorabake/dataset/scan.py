@@ -116,21 +116,22 @@ class Scan:
     """Names of all files looked at, of any kind."""
 
 
-def scan(root: Path, caption_extensions: Sequence[str]) -> Scan:
+def scan(root: Path, caption_extensions: Sequence[str], number_counts: bool = False) -> Scan:
     """Look through ``root`` and the folders directly in it. Pictures come in the order of their names (see
-    `name_order`).
+    `name_order`). With ``number_counts`` a number in front of the root's own name is its pictures' repeats.
 
     Raises:
         OSError: ``root`` itself cannot be listed.
     """
     top = Listing(root)
     found = Scan(top)
-    _take(found, PictureFolder("", 1, "", top), caption_extensions)
+    if counts := _counts(found, root.name) if number_counts else (1, ""):
+        _take(found, PictureFolder("", *counts, top), caption_extensions)
     for name in top.folders:
         if name.lower() != MASK_FOLDER:
             _take_folder(found, root / name, caption_extensions)
     found.pictures.sort(key=lambda picture: name_order(picture.name))
-    _add_notes(found, root)
+    _add_notes(found, root, number_counts)
     return found
 
 
@@ -160,18 +161,27 @@ def _take_folder(found: Scan, path: Path, caption_extensions: Sequence[str]) -> 
     except OSError as error:
         found.problems.append(Problem(path.name, f"the folder cannot be read: {error.strerror}."))
         return
-    repeats, class_tokens = 1, ""
-    if numbered := _NUMBERED.fullmatch(path.name):
-        repeats, class_tokens = int(numbered[1]), numbered[2] or ""
-        if not 1 <= repeats <= _MAX_REPEATS:
-            allowed = f"1 to {_MAX_REPEATS} are allowed"
-            what = f"its name asks for {repeats} repeats; {allowed}. Rename it, or move it out of the dataset."
-            found.problems.append(Problem(path.name, what))
-            return
-    _take(found, PictureFolder(path.name, repeats, class_tokens, listing), caption_extensions)
+    counts = _counts(found, path.name)
+    if counts is None:
+        return
+    _take(found, PictureFolder(path.name, *counts, listing), caption_extensions)
     for name in listing.folders:
         if name.lower() != MASK_FOLDER:
             _drop_nested(found, path / name)
+
+
+def _counts(found: Scan, name: str) -> tuple[int, str] | None:
+    """Repeats and class tokens by a folder's name; None, and a problem, where it asks for repeats that cannot be."""
+    numbered = _NUMBERED.fullmatch(name)
+    if not numbered:
+        return 1, ""
+    repeats = int(numbered[1])
+    if not 1 <= repeats <= _MAX_REPEATS:
+        allowed = f"1 to {_MAX_REPEATS} are allowed"
+        what = f"its name asks for {repeats} repeats; {allowed}. Rename it, or move it out of the dataset."
+        found.problems.append(Problem(name, what))
+        return None
+    return repeats, numbered[2] or ""
 
 
 def _take(found: Scan, folder: PictureFolder, caption_extensions: Sequence[str]) -> None:
@@ -206,7 +216,7 @@ def _drop_nested(found: Scan, path: Path) -> None:
         found.dropped.append(Dropped(path, what))
 
 
-def _add_notes(found: Scan, root: Path) -> None:
+def _add_notes(found: Scan, root: Path, number_counts: bool) -> None:
     used = {picture.folder.name for picture in found.pictures}
     for folder in found.folders:
         count = sum(picture.folder is folder for picture in found.pictures)
@@ -217,6 +227,8 @@ def _add_notes(found: Scan, root: Path) -> None:
             found.notes.append(
                 f"Folder {folder.name} has no number in front, so its {pictures} are used with 1 repeat."
             )
+        elif not folder.name and number_counts and _NUMBERED.fullmatch(root.name):
+            pass
         elif not folder.name and len(used) > 1:
             found.notes.append(f"{pictures} directly in {root.name} are used with 1 repeat.")
         elif not folder.name and _NUMBERED.fullmatch(root.name):
@@ -225,7 +237,7 @@ def _add_notes(found: Scan, root: Path) -> None:
             )
         if folder.repeats >= _UNUSUAL_REPEATS:
             what = f"its name asks for {folder.repeats} repeats. If that is a year or a count, rename the folder."
-            found.warnings.append(Problem(folder.name, what))
+            found.warnings.append(Problem(folder.name or root.name, what))
 
 
 def _is_mask(name: str, listing: Listing) -> bool:

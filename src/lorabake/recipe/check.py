@@ -3,92 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import typing
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.dataset.buckets import Placement, bucket_problems
-from lorabake.dataset.buckets import idle_settings as idle_buckets
+from lorabake.base.errors import MissingExtra, Problem, Problems, UserError
+from lorabake.dataset.buckets import BucketConfig, Placement, bucket_problems
 from lorabake.dataset.caption import CaptionConfig
-from lorabake.dataset.caption import idle_settings as idle_captions
-from lorabake.dataset.folder import Dataset, Sample, open_dataset
-from lorabake.dataset.masks import Mask, MaskConfig, Masks, read_masks
-from lorabake.dataset.masks import idle_settings as idle_masks
-from lorabake.dataset.order import batches_per_epoch
+from lorabake.dataset.faces import require_faces
+from lorabake.dataset.folder import Dataset, Sample
+from lorabake.dataset.masks import MaskConfig, Masks, read_masks
+from lorabake.dataset.order import RunLength, run_length
+from lorabake.dataset.several import open_datasets
 from lorabake.families import caption_readers, family_card, inspect_model
 from lorabake.formats.header import read_header
-from lorabake.protocols.family import ModelFacts, TextOption
+from lorabake.protocols.family import ModelFacts
+from lorabake.recipe.advice import advice
+from lorabake.recipe.checked import Checked
 from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
-from lorabake.recipe.objectives import objective_warnings
-from lorabake.recipe.optimizers import optimizer_problems, optimizer_warnings, schedule_problems
-from lorabake.recipe.pictures import (
-    Pictures,
-    Regularisation,
-    open_beside,
-    open_regularisation,
-    pictures,
-    placed,
-    regularisation_notes,
-)
-from lorabake.recipe.pictures import idle_settings as idle_pictures
-from lorabake.recipe.preservation import preservation_notes, preservation_problems, with_trigger
+from lorabake.recipe.optimizers import optimizer_problems, schedule_problems
+from lorabake.recipe.pictures import Pictures, Regularisation, open_beside, open_regularisation, pictures, placed
+from lorabake.recipe.preservation import preservation_problems, with_trigger
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
-from lorabake.recipe.sections import ModelSettings, RateSettings, StartSettings, TrainSettings, ValidationSettings
-from lorabake.recipe.seen import SeenCaption, see_captions, token_warnings
-from lorabake.recipe.validation import split, validation_notes
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A recipe with nothing left open, and what it stands on."""
-
-    recipe: Recipe
-    facts: ModelFacts
-    dataset: Dataset
-    placements: tuple[Placement, ...]
-    """Bucket and crop of each of the dataset's samples."""
-    warnings: tuple[str, ...]
-    """What is allowed and probably not meant."""
-    captions: tuple[SeenCaption, ...]
-    """What the text encoders see of each of the dataset's samples; empty where the family does not say."""
-    masks: tuple[Mask | None, ...] = ()
-    """The mask of each of the dataset's samples as it is in its bucket; None counts whole. Empty where masks are not asked for."""
-    regularisation: Regularisation | None = None
-    held_out: Pictures | None = None
-    """Pictures that are asked about and never trained on; they are none of the dataset's samples any more."""
-
-    @property
-    def pictures(self) -> tuple[Pictures, ...]:
-        """All that is trained on, by folder: the dataset, then the regularisation folders."""
-        own = Pictures(self.dataset.path, self.dataset.samples, self.placements, self.masks)
-        return (own, *(self.regularisation.folders if self.regularisation else ()))
-
-    @property
-    def entries(self) -> int:
-        """Pictures per epoch, repeats and regularisation pictures included."""
-        return self.dataset.entries + (self.regularisation.turns.entries if self.regularisation else 0)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch."""
-        buckets = [placement.bucket_wh for placement in self.placements]
-        repeats = [sample.repeats for sample in self.dataset.samples]
-        if self.regularisation:
-            turns = self.regularisation.turns
-            buckets += turns.buckets
-            repeats += turns.of_epoch(0)  # every epoch has as many of each bucket
-        batches = batches_per_epoch(buckets, repeats, self.recipe.train.batch_size)
-        return math.ceil(batches / self.recipe.train.gradient_accumulation)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the run."""
-        return self.recipe.train.length.steps(self.steps_per_epoch)
+from lorabake.recipe.sections import (
+    DataSettings,
+    ModelSettings,
+    RateSettings,
+    StartSettings,
+    TrainSettings,
+    ValidationSettings,
+)
+from lorabake.recipe.seen import SeenCaption, see_captions
+from lorabake.recipe.validation import split
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
@@ -117,10 +64,10 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     values = parse_sections(raw, problems, facts.prediction if facts else None)
     problems.extend(about_model)
     dataset, kept_back = _split(values, _dataset(values, problems), problems)
-    placements = _placements(values, facts, dataset, problems)
-    masks = _masks(values, facts, dataset, placements, problems)
+    samples, places = _placements(values, facts, dataset, problems)
+    masks = _masks(values, facts, samples, places, problems)
     notes = list(masks.notes)
-    regularisation = _regularisation(values, facts, dataset, problems, notes)
+    regularisation = _regularisation(values, facts, dataset, samples, problems, notes)
     held_out = _held_out(values, facts, dataset, kept_back, problems)
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts, captions))
@@ -129,22 +76,24 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
-    warnings = (*_warnings(recipe, facts, dataset, captions), *notes)
+    length = _length(recipe, samples, places, regularisation)
     checked = Checked(
-        recipe, facts, dataset, placements, warnings, captions, masks.of_samples, regularisation, held_out
+        recipe, facts, dataset, samples, places, (), captions, length, masks.of_samples, regularisation, held_out
     )
-    if too_long := list(schedule_problems(recipe, checked.total_steps)):
+    if too_long := list(schedule_problems(recipe, checked.length.steps)):
         raise Problems(subject, too_long, "`lorabake explain schedule` lists what it accepts.")
-    return dataclasses.replace(checked, warnings=(*warnings, *_stated(checked)))
+    return dataclasses.replace(checked, warnings=tuple(advice(checked, notes)))
 
 
-def _stated(checked: Checked) -> Iterator[str]:
-    """What follows from everything together, and is to be known before the run."""
-    yield from preservation_notes(checked.recipe.preservation, checked.recipe.data, checked.dataset.samples)
-    if checked.regularisation:
-        epochs = math.ceil(checked.total_steps / checked.steps_per_epoch)
-        yield from regularisation_notes(checked.regularisation, checked.dataset.entries, epochs)
-    yield from validation_notes(checked.recipe.validation, checked.held_out, len(checked.dataset))
+def _length(
+    recipe: Recipe, samples: Sequence[Sample], places: Sequence[Placement], regularisation: Regularisation | None
+) -> RunLength:
+    train = recipe.train
+    buckets, repeats = [place.bucket_wh for place in places], [sample.repeats for sample in samples]
+    if regularisation:
+        buckets += regularisation.turns.buckets
+        repeats += regularisation.turns.of_epoch(0)  # every epoch has as many of each bucket
+    return run_length(buckets, repeats, train.batch_size, train.gradient_accumulation, train.length, train.seed)
 
 
 def _contradictions(
@@ -155,6 +104,12 @@ def _contradictions(
     if model is not None and model.t5_tokens is not None and facts is not None and facts.usual_t5_tokens is None:
         what = f"{model.t5_tokens}, but {facts.name} has no T5 text encoder (its family is '{facts.family}'). Leave it out."
         yield Problem("model.t5_tokens", what)
+    data: DataSettings | None = values.get("data")
+    if data is not None and data.augment.face_crop is not None:
+        try:
+            require_faces()
+        except MissingExtra as error:
+            yield Problem("data.augment.face_crop", str(error))
     rates: RateSettings | None = values.get("rates")
     if rates is not None and rates.lr == 0 and not any(rates.text_encoder_lrs):
         what = "0 here and for the text encoder: nothing would be trained. Give one of them a value."
@@ -227,7 +182,8 @@ def _dataset(values: Mapping[str, Any], problems: list[Problem]) -> Dataset | No
     if "data" not in values:
         return None
     try:
-        dataset = open_dataset(values["data"].folder)
+        data: DataSettings = values["data"]
+        dataset = open_datasets(data.folders, class_tokens=data.class_tokens, every_line=data.captions.wildcards)
         problems.extend(_no_captions(values["data"].captions, dataset))
         return dataset
     except Problems as error:
@@ -263,10 +219,12 @@ def _captions(
 
 def _placements(
     values: Mapping[str, Any], facts: ModelFacts | None, dataset: Dataset | None, problems: list[Problem]
-) -> tuple[Placement, ...]:
+) -> tuple[tuple[Sample, ...], tuple[Placement, ...]]:
+    """Every sample once for each size it is seen at, and how it gets there."""
     if facts is None or "data" not in values:
-        return ()
-    buckets = resolve_buckets(values["data"].buckets, facts)
+        return (), ()
+    given: BucketConfig = values["data"].buckets
+    buckets = resolve_buckets(given, facts)
     found = [Problem(f"data.buckets.{problem.where}", problem.what) for problem in bucket_problems(buckets)]
     if buckets.step % facts.pixel_step:
         found.append(
@@ -277,29 +235,29 @@ def _placements(
         )
     problems.extend(found)
     if found or dataset is None:
-        return ()
+        return (), ()
     return placed(dataset.samples, buckets, problems)
 
 
 def _masks(
     values: Mapping[str, Any],
     facts: ModelFacts | None,
-    dataset: Dataset | None,
+    samples: tuple[Sample, ...],
     placements: Sequence[Placement],
     problems: list[Problem],
 ) -> Masks:
     """The pictures' masks; empty where anything that they depend on is not right yet."""
-    if facts is None or dataset is None or len(placements) != len(dataset):
+    if facts is None or not samples:
         return Masks(())
     config: MaskConfig = values["data"].masks
-    found = read_masks(dataset.samples, placements, config, facts.latent_scale)
+    found = read_masks(samples, placements, config, facts.latent_scale)
     problems.extend(found.problems)
     if config.source != "none" and not found.problems and not any(mask is not None for mask in found.of_samples):
         wanted = {
             "files": "Put a mask 001.png for the picture 001.png into a folder masks, or 001-masklabel.png beside it",
             "alpha": "Use pictures with transparency",
         }
-        why = " ".join(found.notes) or f"none of the {len(dataset)} pictures has a mask."
+        why = " ".join(found.notes) or f"none of the {len(set(samples))} pictures has a mask."
         problems.append(
             Problem("data.masks.source", f"'{config.source}': {why} {wanted[config.source]}, or leave this out.")
         )
@@ -310,6 +268,7 @@ def _regularisation(
     values: Mapping[str, Any],
     facts: ModelFacts | None,
     dataset: Dataset | None,
+    samples: Sequence[Sample],
     problems: list[Problem],
     notes: list[str],
 ) -> Regularisation | None:
@@ -319,7 +278,8 @@ def _regularisation(
     if bucket_problems(buckets):
         return None
     seed: int = values["train"].seed
-    return open_regularisation(values["data"], dataset, buckets, facts.latent_scale, seed, problems, notes)
+    entries = sum(sample.repeats for sample in samples)
+    return open_regularisation(values["data"], dataset, entries, buckets, facts.latent_scale, seed, problems, notes)
 
 
 def _split(
@@ -345,46 +305,14 @@ def _held_out(
     settings: ValidationSettings = values["validation"]
     home, samples = dataset.path, kept_back
     if settings.folder is not None:
-        found = open_beside(settings.folder, "validation.folder", settings.folder.name, dataset, problems)
+        data: DataSettings = values["data"]
+        options = {"class_tokens": data.class_tokens, "every_line": data.captions.wildcards}
+        found = open_beside(settings.folder, "validation.folder", settings.folder.name, dataset, problems, **options)
         if found is None:
             return None
         home, samples = found.path, found.samples
     buckets = resolve_buckets(values["data"].buckets, facts)
     if not samples or bucket_problems(buckets):
         return None
-    return pictures(home, samples, buckets, values["data"].masks, facts.latent_scale, "held-out pictures", problems)
-
-
-def _warnings(recipe: Recipe, facts: ModelFacts, dataset: Dataset, captions: Sequence[SeenCaption]) -> tuple[str, ...]:
-    options = family_card(facts).text_options
-    return (
-        *facts.notes,
-        *(f"{warning.where}: {warning.what}" for warning in dataset.warnings),
-        *dataset.notes,
-        *_idle_text_options(recipe, facts, options),
-        *(f"data.captions.{idle}" for idle in idle_captions(recipe.data.captions)),
-        *(f"data.{idle}" for idle in idle_pictures(recipe.data)),
-        *(f"data.masks.{idle}" for idle in idle_masks(recipe.data.masks)),
-        *(f"data.buckets.{idle}" for idle in idle_buckets(recipe.data.buckets)),
-        *optimizer_warnings(recipe),
-        *(
-            f"objective.{told}"
-            for told in objective_warnings(recipe.objective, facts.prediction, recipe.train.batch_size)
-        ),
-        *_idle_samples(recipe),
-        *token_warnings(captions, recipe.model.reading(options), recipe.data.captions),
-    )
-
-
-def _idle_samples(recipe: Recipe) -> Iterator[str]:
-    """A rhythm for nothing."""
-    if recipe.sample.every is not None and not recipe.sample.prompts and recipe.sample.prompts_file is None:
-        yield "sample.every does nothing without sample.prompts or sample.prompts_file."
-
-
-def _idle_text_options(recipe: Recipe, facts: ModelFacts, options: Set[TextOption]) -> Iterator[str]:
-    """Given settings about text that the family's models do not have."""
-    names: tuple[TextOption, ...] = typing.get_args(TextOption)
-    for name in names:
-        if name not in options and getattr(recipe.model, name) != type(recipe.model).model_fields[name].default:
-            yield f"model.{name} does nothing: models of the family '{facts.family}' have no such setting."
+    masks, cell = values["data"].masks, facts.latent_scale
+    return pictures(home, samples, buckets, masks, cell, "held-out pictures", problems, every_size=False)

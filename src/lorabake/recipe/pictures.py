@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.dataset.buckets import BucketConfig, Placement, place
+from lorabake.dataset.buckets import BucketConfig, Placement, placements
 from lorabake.dataset.folder import Dataset, Sample, open_dataset
 from lorabake.dataset.masks import Mask, MaskConfig, read_masks
 from lorabake.dataset.regularisation import Turns
@@ -23,6 +24,7 @@ class Pictures:
     home: Path
     """The folder that they are from."""
     samples: tuple[Sample, ...]
+    """Each once for every size that it is seen at."""
     placements: tuple[Placement, ...]
     """Bucket and crop of each."""
     masks: tuple[Mask | None, ...] = ()
@@ -40,19 +42,26 @@ class Regularisation:
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """Of all folders, in their order."""
+        """Of all folders, in their order, each once for every size that it is seen at."""
         return tuple(sample for folder in self.folders for sample in folder.samples)
 
 
-def placed(samples: Iterable[Sample], buckets: BucketConfig, problems: list[Problem]) -> tuple[Placement, ...]:
-    """Where each picture goes; one for which there is no place is added to ``problems``."""
-    placements: list[Placement] = []
+def placed(
+    samples: Iterable[Sample], buckets: BucketConfig, problems: list[Problem], *, every_size: bool = True
+) -> tuple[tuple[Sample, ...], tuple[Placement, ...]]:
+    """Every picture once for each size it is seen at, and where it goes there; without ``every_size`` once, at its largest.
+
+    One for which there is no place is added to ``problems``.
+    """
+    found: list[tuple[Sample, Placement]] = []
     for sample in samples:
         try:
-            placements.append(place(sample.size, buckets))
+            places = placements(sample.size, buckets)
         except UserError as error:
             problems.append(Problem(sample.name, str(error)))
-    return tuple(placements)
+        else:
+            found += [(sample, placement) for placement in (places if every_size else places[-1:])]
+    return tuple(sample for sample, _ in found), tuple(placement for _, placement in found)
 
 
 def pictures(
@@ -64,6 +73,8 @@ def pictures(
     called: str,
     problems: list[Problem],
     notes: list[str] | None = None,
+    *,
+    every_size: bool = True,
 ) -> Pictures | None:
     """Pictures with their places and masks; None where something is wrong with one, which is added to ``problems``.
 
@@ -76,21 +87,23 @@ def pictures(
         called: what messages call the pictures.
         problems: added to.
         notes: added to.
+        every_size: whether they are seen at each size that they are large enough for, and not at the largest of them alone.
     """
     before = len(problems)
-    placements = placed(samples, buckets, problems)
+    samples, places = placed(samples, buckets, problems, every_size=every_size)
     if len(problems) > before:
         return None
-    looks = read_masks(samples, placements, masks, cell, called)
+    looks = read_masks(samples, places, masks, cell, called)
     problems.extend(looks.problems)
     if notes is not None:
         notes.extend(looks.notes)
-    return None if looks.problems else Pictures(home, samples, placements, looks.of_samples)
+    return None if looks.problems else Pictures(home, samples, places, looks.of_samples)
 
 
 def open_regularisation(
     data: DataSettings,
     dataset: Dataset,
+    entries: int,
     buckets: BucketConfig,
     cell: int,
     seed: int,
@@ -102,6 +115,7 @@ def open_regularisation(
     Args:
         data: the recipe's settings.
         dataset: the training pictures.
+        entries: those of an epoch, repeats and sizes included.
         buckets: with nothing left open.
         cell: pixels of a latent cell along a side.
         seed: the run's.
@@ -116,7 +130,7 @@ def open_regularisation(
             if path.name not in [other.name for other in data.regularisation[:number]]
             else f"{path.name} ({number + 1})"
         )
-        found = open_beside(path, where, label, dataset, problems)
+        found = open_beside(path, where, label, dataset, problems, every_line=data.captions.wildcards)
         if found is None:
             continue
         notes += [f"{where}: {note}" for note in found.notes]
@@ -130,23 +144,27 @@ def open_regularisation(
     samples = [sample for folder in folders for sample in folder.samples]
     buckets_wh = [placement.bucket_wh for folder in folders for placement in folder.placements]
     repeats = [sample.repeats for sample in samples]
-    turns = Turns.for_entries(dataset.entries, data.regularisation_ratio, buckets_wh, repeats, seed)
+    turns = Turns.for_entries(entries, data.regularisation_ratio, buckets_wh, repeats, seed)
     return Regularisation(tuple(folders), turns, data.prior_loss_weight)
 
 
-def open_beside(path: Path, where: str, label: str, dataset: Dataset, problems: list[Problem]) -> Dataset | None:
+def open_beside(
+    path: Path, where: str, label: str, dataset: Dataset, problems: list[Problem], **options: Any
+) -> Dataset | None:
     """A folder of pictures that are not trained as the training folder's are; its samples' names begin with ``label``.
 
-    It must lie apart: whatever is inside the training folder is trained.
+    It must lie apart: whatever is inside a training folder is trained. ``options`` are those of `open_dataset`.
     """
-    path, home = path.expanduser().resolve(), dataset.path.resolve()
-    if path == home or home in path.parents or path in home.parents:
-        how = "is" if path == home else "lies inside" if home in path.parents else "holds"
-        what = f"{path} {how} the folder of the training pictures ({home}), and all in that is trained. Move it beside."
-        problems.append(Problem(where, what))
-        return None
+    path = path.expanduser().resolve()
+    for home in (training.resolve() for training in (dataset.path, *dataset.more_paths)):
+        if path == home or home in path.parents or path in home.parents:
+            how = "is" if path == home else "lies inside" if home in path.parents else "holds"
+            which = "a" if dataset.more_paths else "the"
+            what = f"{path} {how} {which} folder of the training pictures ({home}), and all in that is trained. Move it beside."
+            problems.append(Problem(where, what))
+            return None
     try:
-        found = open_dataset(path)
+        found = open_dataset(path, **options)
     except Problems as error:
         problems.extend(Problem(where, f"{problem.where}: {problem.what}") for problem in error.problems)
         return None
@@ -166,18 +184,19 @@ def regularisation_notes(regularisation: Regularisation, entries: int, epochs: i
 
     Args:
         regularisation: what there is.
-        entries: training pictures of an epoch, repeats included.
+        entries: training pictures of an epoch, repeats and sizes included.
         epochs: begun by the run.
     """
-    turns, count = regularisation.turns, len(regularisation.samples)
+    turns, count, each = regularisation.turns, len(set(regularisation.samples)), len(regularisation.samples)
     pool, taken = sum(turns.repeats), turns.entries
+    sizes, of = (" and sizes", f"{each} pictures in their sizes") if each > count else ("", f"{count} pictures")
     yield (
-        f"data.regularisation: {count} pictures ({pool} with repeats). Every epoch takes {taken} of them, in turn, beside {entries} training pictures: "
+        f"data.regularisation: {count} pictures ({pool} with repeats{sizes}). Every epoch takes {taken} of them, in turn, beside {entries} training pictures: "
         f"{taken + entries} in all. In {epochs} epochs each is seen {_times(epochs * taken / pool)}."
     )
     if unseen := turns.unseen(epochs):
         yield (
-            f"data.regularisation: {unseen} of {count} pictures are never seen in {epochs} epochs. "
+            f"data.regularisation: {unseen} of {of} are never seen in {epochs} epochs. "
             "To see more of them, train longer or raise data.regularisation_ratio."
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lorabake.base.errors import Problem
-from lorabake.dataset.caption import CaptionConfig, full_caption
+from lorabake.dataset.caption import CaptionConfig, full_captions
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.scan import named
 from lorabake.recipe.sections import DataSettings, PreservationSettings
@@ -61,6 +61,9 @@ def preservation_notes(settings: PreservationSettings, data: DataSettings, sampl
 
 
 def _without(settings: PreservationSettings, captions: CaptionConfig, samples: Sequence[Sample]) -> list[Sample]:
-    """Samples whose captions hold no trigger."""
-    texts = [full_caption(sample.caption, captions) for sample in samples]
-    return [sample for sample, text in zip(samples, texts, strict=True) if settings.kept_caption(text) == text]
+    """Samples whose captions hold no trigger, whatever wildcards make of them."""
+
+    def holds_none(sample: Sample) -> bool:
+        return all(settings.kept_caption(text) == text for text in full_captions(sample.caption, captions))
+
+    return [sample for sample in samples if holds_none(sample)]

@@ -6,6 +6,7 @@ import os
 from typing import cast
 
 from lorabake.base.cards import find
+from lorabake.dataset.augment import USUAL_VIEWS
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.objectives.timesteps import SHIFT
 from lorabake.protocols.adapter import AdapterCard
@@ -30,6 +31,10 @@ def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
     if buckets is not recipe.data.buckets:
         why = f"{facts.name} works at {facts.resolution} px, with sides in steps of {facts.pixel_step}"
         recipe = recipe.with_value("data", "buckets", buckets, why)
+    augment = recipe.data.augment
+    if augment.varies and augment.views is None:
+        why = f'{USUAL_VIEWS} views of each picture: steps stay as fast as with one; views = "fresh" makes a new one at every step'
+        recipe = recipe.with_value("data", "augment", augment.model_copy(update={"views": USUAL_VIEWS}), why)
     if recipe.model.t5_tokens is None and facts.usual_t5_tokens is not None:
         recipe = recipe.with_value(
             "model", "t5_tokens", facts.usual_t5_tokens, f"{facts.name} was trained with as many"
@@ -42,14 +47,15 @@ def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
     recipe = _rates(recipe, facts)
     recipe = _machine(recipe, facts)
     if recipe.output.name is None:
-        name = file_name(recipe.data.folder.resolve().name)
-        recipe = recipe.with_value("output", "name", name, "the dataset folder's name")
+        first, *more = recipe.data.folders
+        which = "the first dataset folder's name" if more else "the dataset folder's name"
+        recipe = recipe.with_value("output", "name", file_name(first.resolve().name), which)
     return recipe
 
 
 def resolve_buckets(buckets: BucketConfig, facts: ModelFacts) -> BucketConfig:
     """The same with what the model decides filled in, where it was not given."""
-    derived = {"resolution": facts.resolution, "step": facts.pixel_step}
+    derived = {"resolution": max(buckets.resolutions, default=facts.resolution), "step": facts.pixel_step}
     missing = {name: value for name, value in derived.items() if name not in buckets.model_fields_set}
     return buckets.model_copy(update=missing) if missing else buckets
 

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from lorabake.base import patterns
 from lorabake.base.cards import Settings
 from lorabake.base.units import Duration, Epochs
+from lorabake.dataset.augment import AugmentConfig
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.dataset.caption import CaptionConfig, replaced
 from lorabake.dataset.masks import MaskConfig
@@ -57,8 +58,11 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """The pictures and captions."""
 
-    folder: Path
-    """Dataset folder: subfolders named R_name (R = repeats per epoch), or pictures directly in it; captions beside them as .txt."""
+    folder: Path | tuple[Path, ...]
+    """Dataset folder: subfolders named R_name (R = repeats per epoch), or pictures directly in it; captions beside them as .txt. Or a list
+    of such folders: pictures directly in one that is named R_name have R repeats."""
+    class_tokens: str | None = Field(default=None, min_length=1)
+    """Caption of pictures that have no caption file, in folders without a number; in R_name it is the name. Absent: an empty prompt."""
     regularisation: tuple[Path, ...] = ()
     """Folders of regularisation pictures: the class without what is being learnt, best drawn by the base model itself, named as in `folder` and lying
     apart from it. Every epoch takes some of them in turn, and says how many. Their captions get no prefix or suffix. Default: none."""
@@ -68,12 +72,26 @@ class DataSettings(Settings):
     """What the loss of regularisation pictures is multiplied by. Default 1; 0.3 to 1 is usual, less holds the class less."""
     flip: bool = False
     """Show each picture mirrored half of the time. Not for subjects that are not symmetric."""
+    augment: AugmentConfig = AugmentConfig()
+    """What may differ each time a picture is shown."""
     buckets: BucketConfig = BucketConfig()
     """Sizes that pictures are fitted into."""
     captions: CaptionConfig = CaptionConfig()
     """What is done to captions at each step."""
     masks: MaskConfig = MaskConfig()
     """Which places of the pictures are trained."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The dataset's folders, at least one."""
+        return self.folder if isinstance(self.folder, tuple) else (self.folder,)
+
+    @field_validator("folder")
+    @classmethod
+    def _is_a_folder_at_least(cls, folder: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+        if folder == ():
+            raise ValueError("an empty list. Give a folder, or several")
+        return folder
 
     @field_validator("regularisation", mode="before")
     @classmethod

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lorabake.dataset.caption import CaptionConfig, full_caption
+from lorabake.dataset.caption import CaptionConfig, count_captions, full_captions
 from lorabake.dataset.folder import Sample
 from lorabake.protocols.family import MOST_T5_TOKENS, Part, Reader, Reading, TextOptions
 from lorabake.recipe.sections import MaxTokens
@@ -16,13 +16,18 @@ _ALLOWED: tuple[int, ...] = typing.get_args(MaxTokens)
 
 @dataclass(frozen=True, slots=True)
 class SeenCaption:
-    """One picture's caption as training shows it, every tag in the order of the file, and what each text encoder sees of it."""
+    """One picture's caption as training shows it, every tag in the order of the file, and what each text encoder sees of it.
+
+    Of what wildcards make of it, it is the variant with most tokens.
+    """
 
     picture: str
     """Name of the picture inside the dataset."""
     text: str
     readings: Mapping[Part, Reading]
     """By text encoder; at least one."""
+    variants: int = 1
+    """How many captions wildcards make of it."""
 
     @property
     def tokens(self) -> int:
@@ -39,14 +44,19 @@ def see_captions(
     samples: Sequence[Sample], config: CaptionConfig, readers: Mapping[Part, Reader]
 ) -> tuple[SeenCaption, ...]:
     """What ``readers`` see of each sample's caption, in the order of the samples. Equal captions are read once."""
-    texts = [full_caption(sample.caption, config) for sample in samples]
-    distinct = list(dict.fromkeys(texts))
+    texts = [full_captions(sample.caption, config) for sample in samples]
+    distinct = list(dict.fromkeys(text for of_sample in texts for text in of_sample))
     known: dict[Part, dict[str, Reading]] = {
         part: dict(zip(distinct, read(distinct), strict=True)) for part, read in readers.items()
     }
+
+    def seen(sample: Sample, text: str) -> SeenCaption:
+        readings: dict[Part, Reading] = {part: of_part[text] for part, of_part in known.items()}
+        return SeenCaption(sample.name, text, readings, count_captions(sample.caption, config))
+
     return tuple(
-        SeenCaption(sample.name, text, {part: readings[text] for part, readings in known.items()})
-        for sample, text in zip(samples, texts, strict=True)
+        max((seen(sample, text) for text in of_sample), key=lambda caption: caption.tokens)
+        for sample, of_sample in zip(samples, texts, strict=True)
     )
 
 

@@ -14,7 +14,7 @@ from lorabake.adapters._norms import norm_limit
 from lorabake.base.cards import Settings, find
 from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Events
-from lorabake.dataset.caption import is_static
+from lorabake.dataset.caption import is_static, warmup_steps
 from lorabake.families import family_card, load_model
 from lorabake.families.networks.noise import betas_of
 from lorabake.objectives._settings import ObjectiveSettings
@@ -26,19 +26,19 @@ from lorabake.protocols.family import Model, Part
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import OptimizerCard, OptimizerSettings
 from lorabake.recipe import Checked
-from lorabake.recipe.pictures import Pictures
 from lorabake.recipe.sections import TrainSettings
 from lorabake.train.asked import Asked
 from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, CudaGraphs, Inputs
-from lorabake.train.latents import View, cached_latents
+from lorabake.train.latents import View, cached_latents, fresh_latent
 from lorabake.train.loop import Bake, loss_of
-from lorabake.train.masks import MaskInputs, weights
+from lorabake.train.masks import MaskInputs, masks_of, weights
 from lorabake.train.preservation import KeptInputs
 from lorabake.train.rates import begins_at_zero, rate_groups, rates_by_part
 from lorabake.train.starting import start_from_file
 from lorabake.train.text import TextSource
 from lorabake.train.validation import HeldOut, inputs_of
+from lorabake.train.views import each_of, views_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CACHE = Path(".lorabake", "latents")
@@ -62,10 +62,10 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, dtype=dtype, device=device, **reading)
     _reschedule(model, recipe.objective.settings)
-    seen = [_seen(pictures, recipe.data.flip) for pictures in checked.pictures]
+    seen = [views_of(own.samples, own.placements, recipe.data, events) for own in checked.pictures]
+    fresh = recipe.data.augment.fresh
     latents = [found for views, folder in zip(seen, checked.pictures, strict=True)
-               for found in _latents(views, folder.home, model, events, stop)]  # fmt: skip
-    views = [of_sample for of_folder in seen for of_sample in of_folder]
+               for found in _latents(views, folder.home, model, events, stop, fresh=fresh)]  # fmt: skip
     rates = rates_by_part(recipe.rates, tuple(model.parts))
     parts: tuple[Part, ...] = tuple(rates)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
@@ -78,6 +78,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     averages = Averages(groups, recipe.train.ema) if recipe.train.ema else None
     card = cast(OptimizerCard, find("optimizer", recipe.optimizer.name))
     text = TextSource(model, trained=parts != ("denoiser",), repeating=is_static(recipe.data.captions))
+    per_epoch, total = checked.length.steps_per_epoch, checked.length.steps
     objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
     noted_2B = torch.zeros(2, recipe.train.batch_size, device=model.device)
     beside = Beside.of(objective)
@@ -96,15 +97,18 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         settle=_settling(recipe.train, grafted, averages),
         samples=[sample for pictures in checked.pictures for sample in pictures.samples],
         latents=latents,
-        framings=[[view.framing for view in of_sample] for of_sample in views],
+        framings=[
+            each_of(views, lambda at, views=views: views[at].framing) for of_folder in seen for views in of_folder
+        ],
         buckets=[placement.bucket_wh for pictures in checked.pictures for placement in pictures.placements],
-        steps_per_epoch=checked.steps_per_epoch,
-        total_steps=checked.total_steps,
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        token_warmup_steps=warmup_steps(recipe.data.captions, per_epoch, total),
         captured=_captured(model, objective, grafted, noted_2B, learning, events),
         noted_2B=noted_2B,
         held_out=_held_out(checked, model, grafted, objective, text, events, stop),
         turns=checked.regularisation.turns if checked.regularisation else None,
-        more_inputs=list(_more_inputs(checked, views, latents, text)),
+        more_inputs=list(_more_inputs(checked, seen, text)),
         beside=beside,
         started_from=started_from,
     )
@@ -118,18 +122,18 @@ def _reschedule(model: Model, settings: Settings) -> None:
         model.betas_T = betas_of(model.sampler)
 
 
-def _seen(pictures: Pictures, flip: bool) -> list[list[View]]:
-    """The ways each picture is seen: as it is, and mirrored if that is asked for."""
-    return [
-        [View(sample, place, mirrored) for mirrored in ((False, True) if flip else (False,))]
-        for sample, place in zip(pictures.samples, pictures.placements, strict=True)
-    ]
-
-
 def _latents(
-    views: list[list[View]], home: Path, model: Model, events: Events, stop: Callable[[], bool]
-) -> list[list[torch.Tensor]]:
-    """The latents of a folder's pictures, kept in the folder itself: others may be trained with them too."""
+    views: Sequence[Sequence[View]],
+    home: Path,
+    model: Model,
+    events: Events,
+    stop: Callable[[], bool],
+    *,
+    fresh: bool = False,
+) -> list[Sequence[torch.Tensor]]:
+    """The latents of a folder's pictures, kept in the folder itself: others may be trained with them too. ``fresh`` ones are not kept."""
+    if fresh:
+        return [each_of(own, lambda at, own=own: fresh_latent(own[at], model)) for own in views]
 
     def progress(done: int, total: int) -> None:
         events.emit("encoding", done=done, total=total)
@@ -157,7 +161,10 @@ def _held_out(
     pictures, recipe = checked.held_out, checked.recipe
     if pictures is None:
         return None
-    views = _seen(pictures, flip=False)
+    views = [
+        [View(sample, place, mirrored=False)]
+        for sample, place in zip(pictures.samples, pictures.placements, strict=True)
+    ]
     latents = [view for (view,) in _latents(views, pictures.home, model, events, stop)]
     shown = [None if mask is None else weights(mask, recipe.data.masks, mirrored=False) for mask in pictures.masks]
     masks = shown or [None] * len(pictures.samples)
@@ -169,20 +176,22 @@ def _held_out(
 
 
 def _more_inputs(
-    checked: Checked, views: Sequence[Sequence[View]], latents: Sequence[Sequence[torch.Tensor]], text: TextSource
+    checked: Checked, seen: Sequence[Sequence[Sequence[View]]], text: TextSource
 ) -> Iterator[Callable[[Asked], Inputs]]:
-    """What makes the inputs that not every run's loss is computed from."""
+    """What makes the inputs that not every run's loss is computed from; ``seen`` are the views of every picture of every folder."""
     recipe, regularisation = checked.recipe, checked.regularisation
     if recipe.preservation.weight > 0:
         yield KeptInputs(text, recipe.preservation, recipe.train.seed)
-    masks = [mask for of in checked.pictures for mask in of.masks or [None] * len(of.samples)]
-    if any(mask is not None for mask in masks):
-        mirrored = [[view.mirrored for view in of_sample] for of_sample in views]
-        cells = [of_sample[0].shape[1:] for of_sample in latents]
-        outside = recipe.preservation.outside_masks
-        yield MaskInputs(masks, mirrored, cells, recipe.data.masks, recipe.train.seed, outside)
+    if any(mask is not None for pictures in checked.pictures for mask in pictures.masks):
+        config, cell = recipe.data.masks, checked.facts.latent_scale
+        masks = [mask for pictures, views in zip(checked.pictures, seen, strict=True)
+                 for mask in masks_of(pictures, views, config, cell)]  # fmt: skip
+        mirrored = [each_of(own, lambda at, own=own: own[at].mirrored) for views in seen for own in views]
+        sizes_wh = [placement.bucket_wh for pictures in checked.pictures for placement in pictures.placements]
+        cells = [(height // cell, width // cell) for width, height in sizes_wh]
+        yield MaskInputs(masks, mirrored, cells, config, recipe.train.seed, recipe.preservation.outside_masks)
     if regularisation and regularisation.weight != 1:
-        counts = [1.0] * len(checked.dataset) + [regularisation.weight] * len(regularisation.samples)
+        counts = [1.0] * len(checked.samples) + [regularisation.weight] * len(regularisation.samples)
         yield lambda asked: {"weight_B": torch.tensor([counts[index] for index, _ in asked.views])}
 
 

@@ -45,7 +45,7 @@ def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int, ema:
 
 def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
     recipe, facts, dataset = checked.recipe, checked.facts, checked.dataset
-    regularisation = checked.regularisation
+    regularisation, augment = checked.regularisation, recipe.data.augment
     train, captions, buckets = recipe.train, recipe.data.captions, recipe.data.buckets
     schedule = cast(ScheduleCard, find("schedule", recipe.schedule.name))
     warmup = cast(ScheduleSettings, recipe.schedule.settings).warmup
@@ -63,13 +63,13 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         prediction_type=None if facts.prediction == "flow" else facts.prediction,
         sd_model_name=facts.name,
         network_module=bake.graft.card.network_module,
-        num_train_images=dataset.entries,
+        num_train_images=sum(sample.repeats for sample in checked.samples),
         num_batches_per_epoch=bake.steps_per_epoch * train.gradient_accumulation,
         num_reg_images=sum(regularisation.turns.repeats) if regularisation else 0,
         num_validation_images=len(checked.held_out.samples) if checked.held_out else 0,
         **_validation(checked),
         dataset_dirs=_folders(dataset.samples, dataset.path.name),
-        reg_dataset_dirs=_folders(regularisation.samples, "") if regularisation else {},
+        reg_dataset_dirs=_folders(list(dict.fromkeys(regularisation.samples)), "") if regularisation else {},
         prior_loss_weight=recipe.data.prior_loss_weight,
         tag_frequency=dataset.tag_frequency(),
         resolution=buckets.resolution_wh,
@@ -79,10 +79,14 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         max_bucket_reso=buckets.largest,
         bucket_info=_bucket_info(checked),
         flip_aug=recipe.data.flip,
-        cache_latents=True,
+        color_aug=augment.tints,
+        random_crop=augment.random_crop,
+        face_crop_aug_range=str(augment.face_crop) if augment.face_crop else None,
+        cache_latents=not augment.fresh,
         shuffle_caption=captions.shuffle,
         keep_tokens=captions.keep_tokens,
         caption_dropout_rate=captions.caption_dropout,
+        caption_dropout_every_n_epochs=captions.caption_dropout_every_n_epochs,
         caption_tag_dropout_rate=captions.tag_dropout,
         max_token_length=recipe.model.max_tokens if recipe.model.max_tokens != 75 else None,
         clip_skip=recipe.model.clip_skip,
@@ -155,11 +159,11 @@ def _bucket_info(checked: Checked) -> dict[str, Any]:
     error = 0.0
     if checked.regularisation:
         counts.update(checked.regularisation.turns.per_epoch)
-    for sample, place in zip(checked.dataset.samples, checked.placements, strict=True):
+    for sample, place in zip(checked.samples, checked.placements, strict=True):
         counts[place.bucket_wh] += sample.repeats
         error += abs(sample.width / sample.height - place.bucket_wh[0] / place.bucket_wh[1])
     buckets = {
         str(index): {"resolution": list(size), "count": count}
         for index, (size, count) in enumerate(sorted(counts.items()))
     }
-    return {"buckets": buckets, "mean_img_ar_error": error / max(1, len(checked.dataset.samples))}
+    return {"buckets": buckets, "mean_img_ar_error": error / max(1, len(checked.samples))}

@@ -18,9 +18,8 @@ import torch
 
 import lorabake
 from lorabake.base.errors import UserError
+from lorabake.base.files import sha256_file
 from lorabake.base.runs import Run
-from lorabake.dataset.folder import Sample
-from lorabake.dataset.masks import Mask
 from lorabake.formats.header import read_header
 from lorabake.protocols.adapter import Graft
 from lorabake.recipe import Checked
@@ -108,18 +107,17 @@ def pictures_of(checked: Checked) -> dict[str, str]:
     kinds = [("", own), *(("regularisation: ", pictures) for pictures in regularisation)]
     if checked.held_out:
         kinds.append(("held out: ", checked.held_out))
-    return {
-        f"{kind}{sample.name}": _fingerprint(sample, mask)
-        for kind, pictures in kinds
-        for sample, mask in zip(pictures.samples, pictures.masks or [None] * len(pictures.samples), strict=True)
-    }
-
-
-def _fingerprint(sample: Sample, mask_HW: Mask | None) -> str:
-    facts: tuple[Any, ...] = (sample.sha256, sample.caption, sample.repeats)
-    if mask_HW is not None:
-        facts += (mask_HW.shape, hashlib.sha256(mask_HW.tobytes()).hexdigest())
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    facts: dict[str, tuple[Any, ...]] = {}
+    for kind, pictures in kinds:
+        masks = pictures.masks or [None] * len(pictures.samples)
+        for sample, mask_HW in zip(pictures.samples, masks, strict=True):  # several where it is seen at several sizes
+            known = facts.setdefault(f"{kind}{sample.name}", (sample.sha256, sample.caption, sample.repeats))
+            if mask_HW is not None:
+                mask: tuple[Any, ...] = (mask_HW.shape, hashlib.sha256(mask_HW.tobytes()).hexdigest())
+                if checked.recipe.data.augment.varies and sample.mask and not kind.startswith("held"):
+                    mask = (sha256_file(sample.mask),)  # other crops show other parts of it
+                facts[f"{kind}{sample.name}"] = known + mask
+    return {name: hashlib.sha256(repr(of_picture).encode()).hexdigest()[:32] for name, of_picture in facts.items()}
 
 
 def shapes_of(graft: Graft) -> str:
@@ -147,7 +145,7 @@ def changes_of(run: Run, checked: Checked, done: int) -> list[Change]:
         if lock.get(name) != was.get(name):
             change = _dataset_change(run, checked) if name == "dataset" else Change(name, was.get(name), lock.get(name))
             found.append(_judged(change, checked, done))
-    return _with_whole_epochs(found, known.get("steps_per_epoch"), checked.steps_per_epoch)
+    return _with_whole_epochs(found, known.get("steps_per_epoch"), checked.length.steps_per_epoch)
 
 
 def check_agreed(run: Run, changes: Sequence[Change], agree: Agree) -> None:
@@ -196,7 +194,7 @@ def sitting(step: int, changes: Sequence[Change], **more: Any) -> dict[str, Any]
 def _judged(change: Change, checked: Checked, done: int) -> Change:
     """The same with what it means."""
     refused = _of_longest_prefix(_REFUSED, change.name)
-    total = checked.total_steps
+    total = checked.length.steps
     if change.name == "train.length" and total <= done:
         refused = f"{done} steps are done already"
     elif change.name in ("optimizer.lr", "optimizer.text_encoder_lr") and not (change.before and change.now):

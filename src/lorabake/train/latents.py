@@ -26,6 +26,7 @@ from lorabake.base.files import free_space, sha256_file, write_atomic
 from lorabake.base.lock import exclusive
 from lorabake.base.streams import torch_stream
 from lorabake.base.units import size
+from lorabake.dataset.augment import Tint, tinted
 from lorabake.dataset.buckets import Placement, fit
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.image import read_rgb
@@ -44,6 +45,8 @@ class View:
     sample: Sample
     placement: Placement
     mirrored: bool
+    tint: Tint | None = None
+    """How its colours are changed; None leaves them as they are."""
 
     @property
     def framing(self) -> Framing:
@@ -57,6 +60,7 @@ class View:
         """Content key of this view's latent (hex). ``encoder`` says what encodes it, and in which numbers."""
         place = self.placement
         facts = (self.sample.sha256, place.resized_wh, place.crop_ltrb, self.mirrored, encoder)
+        facts += (self.tint,) if self.tint else ()
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 
 
@@ -116,6 +120,15 @@ def _no_room(folder: Path, views: Sequence[View], model: Model) -> str:
     return f"They need about {size(needed)}, and {size(free)} are free at {folder}." if needed > free else ""
 
 
+def fresh_latent(view: View, model: Model) -> Tensor:
+    """The latent of one view, encoded now and not kept, float32 on the CPU.
+
+    Raises:
+        UserError: as for :func:`cached_latents`, or the picture is gone by now.
+    """
+    return _encode(view, view.key(f"{model.latent_space} {model.dtype} {model.device.type}"), model)
+
+
 def _division(views: Iterable[View]) -> tuple[int, int]:
     """How many pictures are encoded at once, and the threads of each: many small ones on a core each, or large ones on several."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -146,6 +159,8 @@ def _encoded(
 def _encode(view: View, key: str, model: Model) -> Tensor:
     """One picture at a time: sums in a batch may differ in the last bit, and the same picture must always give the same latent."""
     image = fit(read_rgb(view.sample.path), view.placement)
+    if view.tint:
+        image = tinted(image, view.tint)
     pixels_HWC = torch.from_numpy(np.array(image)).float() / 127.5 - 1
     images_BCHW = pixels_HWC.permute(2, 0, 1)[None]
     if view.mirrored:

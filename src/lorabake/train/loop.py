@@ -17,7 +17,7 @@ from torch import Tensor
 from lorabake.base.errors import NotFinite
 from lorabake.base.events import Events
 from lorabake.base.streams import random_stream, stream_seed, torch_stream
-from lorabake.dataset.caption import CaptionConfig, caption_for_step, without_additions
+from lorabake.dataset.caption import CaptionConfig, Moment, caption_for_step, without_additions
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.order import Batch, epoch_batches
 from lorabake.dataset.regularisation import Turns
@@ -33,6 +33,8 @@ from lorabake.recipe import Recipe
 from lorabake.train.asked import Asked
 from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, Inputs
+from lorabake.train.diagnosis import diagnosis
+from lorabake.train.picture_losses import by_picture
 from lorabake.train.preservation import base_answer, kept_losses, taken
 from lorabake.train.text import TextSource, conditioning_of
 from lorabake.train.validation import HeldOut
@@ -52,7 +54,7 @@ class Bake:
     optimizer: Optimizer
     samples: Sequence[Sample]
     latents: Sequence[Sequence[Tensor]]
-    """Latents of each sample, one per view (as it is; mirrored)."""
+    """Latents of each sample, one per view: each of its looks as it is and, with flip, mirrored."""
     framings: Sequence[Sequence[Framing]]
     """How each of those views came to its size."""
     buckets: Sequence[tuple[int, int]]
@@ -64,6 +66,8 @@ class Bake:
     """The learning rate that one of the optimizer's groups really has."""
     settle: Sequence[Callable[[int], Mapping[str, float]]] = ()
     """What is done to the weights after each of the optimizer's steps (told which, from 0); returns what is to be told of the step."""
+    token_warmup_steps: int = 0
+    """Optimizer steps until captions are shown with all their tags."""
     captured: Captured | None = None
     """Computes a batch's gradient from a recording, where there is something to gain from it (on a GPU)."""
     turns: Turns | None = None
@@ -158,24 +162,12 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
     told = torch.cat([total[None], norm.to(total)[None], *noted]).tolist()  # the only time a step waits for a GPU
     loss_value, norm_value = told[:2]
     if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-        raise NotFinite(_diagnose(bake, step, batches, loss_value))
+        raise NotFinite(diagnosis(bake, step, batches, loss_value))
     bake.optimizer.step()
     if bake.beside:
         bake.beside.optimizer.step()
     more = {name: value for settle in bake.settle for name, value in settle(step).items()}
-    return Step(loss_value, norm_value, sum(map(len, batches)), _by_picture(batches, told[2:]), more)
-
-
-def _by_picture(batches: Sequence[Batch], noted: Sequence[float]) -> list[tuple[int, float, float]]:
-    """Sample, timestep and loss of each row, from what was noted of one batch after the other: losses, then timesteps."""
-    rows: list[tuple[int, float, float]] = []
-    for batch in batches if noted else ():
-        losses, timesteps, noted = noted[: len(batch)], noted[len(batch) : 2 * len(batch)], noted[2 * len(batch) :]
-        rows += [
-            (index, float(f"{timestep:.6g}"), float(f"{loss:.6g}"))
-            for index, timestep, loss in zip(batch, timesteps, losses, strict=True)
-        ]
-    return rows
+    return Step(loss_value, norm_value, sum(map(len, batches)), by_picture(batches, told[2:]), more)
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
@@ -210,12 +202,15 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
     Every tensor has the batch first. For a GPU they lie in pinned memory, from where copies need no waiting.
     """
     seed = bake.recipe.train.seed
-    mirrors = random_stream(seed, "flip", step, micro)
-    views = [(index, mirrors.randrange(len(bake.latents[index]))) for index in batch]
+    views = list(_draw_views(bake, step, micro, batch))
     latents_BCHW = torch.stack([bake.latents[index][view] for index, view in views])
+    moment = Moment(step, step // bake.steps_per_epoch + 1, bake.token_warmup_steps)
     captions = [
         caption_for_step(
-            bake.samples[index].caption, bake.captions_of(index), random_stream(seed, "captions", step, micro, slot)
+            bake.samples[index].caption,
+            bake.captions_of(index),
+            random_stream(seed, "captions", step, micro, slot),
+            moment,
         )
         for slot, index in enumerate(batch)
     ]
@@ -237,6 +232,16 @@ def batch_inputs(bake: Bake, step: int, micro: int, batch: Batch) -> Inputs:
     if bake.model.device.type == "cuda":
         return {name: tensor.pin_memory() for name, tensor in inputs.items()}
     return inputs
+
+
+def _draw_views(bake: Bake, step: int, micro: int, batch: Batch) -> Iterator[tuple[int, int]]:
+    """Each sample of a batch with one of its views: which look, and whether it is mirrored, are drawn from streams of their own."""
+    seed, data = bake.recipe.train.seed, bake.recipe.data
+    ways, mirrors = 1 + data.flip, random_stream(seed, "flip", step, micro)
+    looks = random_stream(seed, "looks", step, micro) if data.augment.varies else None
+    for index in batch:
+        look = looks.randrange(len(bake.latents[index]) // ways) if looks else 0
+        yield index, look * ways + mirrors.randrange(ways)
 
 
 def loss_of(
@@ -282,18 +287,3 @@ def _epoch(bake: Bake, epoch: int, skip: int) -> Iterator[Sequence[Batch]]:
     batches = epoch_batches(bake.buckets, repeats, train.batch_size, train.seed, epoch)
     for start in range(skip * train.gradient_accumulation, len(batches), train.gradient_accumulation):
         yield batches[start : start + train.gradient_accumulation]
-
-
-def _diagnose(bake: Bake, step: int, batches: Sequence[Batch], loss: float) -> str:
-    names = sorted({bake.samples[index].name for batch in batches for index in batch})
-    where = f"Step {step + 1}: the {'gradient' if torch.isfinite(torch.tensor(loss)) else 'loss'} is not finite"
-    pictures = f"Pictures in it: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}."
-    bad = [name for group in bake.groups if not bool(torch.isfinite(group.values).all()) for name in [group.name]]
-    if bad:
-        cause = f"The trained weights of {' and '.join(bad)} are already not finite"
-    elif bake.model.dtype != torch.float32:
-        cause = f"Likely an overflow in {bake.model.dtype}: train with precision fp32"
-    else:
-        rates = ", ".join(f"{rate:g}" for rate in rates_now(bake.groups, bake.optimizer, bake.rate_of).values())
-        cause = f"Likely a learning rate that is too high (now {rates}): try a tenth of it"
-    return f"{where}. {pictures} {cause}. The last good files are kept."

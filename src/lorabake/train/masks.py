@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from lorabake.base.streams import random_stream
-from lorabake.dataset.masks import Mask, MaskConfig
+from lorabake.dataset.buckets import Placement
+from lorabake.dataset.folder import Sample
+from lorabake.dataset.masks import Mask, MaskConfig, mask_of, shows_something
+from lorabake.recipe.pictures import Pictures
 from lorabake.train.asked import Asked
 from lorabake.train.capture import Inputs
+from lorabake.train.latents import View
+from lorabake.train.views import Lazy, each_of
+
+
+def masks_of(
+    pictures: Pictures, views: Sequence[Sequence[View]], config: MaskConfig, cell: int
+) -> list[Sequence[Mask | None]]:
+    """The mask of each view of each picture, before it is mirrored: read again where views are cropped in other ways, and then at the
+    step where they are made afresh.
+
+    Args:
+        pictures: with their masks as they are when nothing is random.
+        views: of each.
+        config: which masks are asked for.
+        cell: pixels of a latent cell along a side.
+    """
+
+    def of(sample: Sample, place: Placement, mask: Mask | None, own: Sequence[View]) -> Sequence[Mask | None]:
+        if mask is None:
+            return each_of(own, lambda at: None)
+        known: dict[Placement, Mask | None] = {place: mask}
+
+        def cropped(at: int) -> Mask | None:
+            placement = own[at].placement
+            found = known[placement] if placement in known else mask_of(sample, placement, config, cell)
+            if not isinstance(own, Lazy):
+                known[placement] = found
+            return found
+
+        return each_of(own, cropped)
+
+    masks = pictures.masks or [None] * len(pictures.samples)
+    return [of(*each) for each in zip(pictures.samples, pictures.placements, masks, views, strict=True)]
 
 
 class MaskInputs:
@@ -19,7 +55,7 @@ class MaskInputs:
     Normalisation is in it: divided by its own mean, a mask makes of the mean over the latent the mean over what it shows.
 
     Args:
-        masks: ``mask_HW`` of each sample; None counts whole.
+        masks: ``mask_HW`` of each view of each sample as it is before it is mirrored; None counts whole.
         mirrored: whether each view of each sample is mirrored.
         cells: height and width of each sample's latents.
         config: what black counts, and how the mean is taken.
@@ -29,22 +65,27 @@ class MaskInputs:
 
     def __init__(
         self,
-        masks: Sequence[Mask | None],
+        masks: Sequence[Sequence[Mask | None]],
         mirrored: Sequence[Sequence[bool]],
         cells: Sequence[Sequence[int]],
         config: MaskConfig,
         seed: int,
         outside: float = 0.0,
     ) -> None:
+        def each(make: Callable[[Mask, bool], Tensor], unmasked: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+            def of(mask: Mask | None, flip: bool, whole: Tensor) -> Tensor:
+                return whole if mask is None else make(mask, flip)
+
+            return [
+                each_of(own, lambda at, own=own, flips=flips, whole=whole: of(own[at], flips[at], whole))
+                for own, flips, whole in zip(masks, mirrored, unmasked, strict=True)
+            ]
+
         self._whole = [torch.ones(1, *of_sample) for of_sample in cells]
-        self._inside = [
-            [whole if mask is None else weights(mask, config, mirrored=flip) for flip in flips]
-            for mask, whole, flips in zip(masks, self._whole, mirrored, strict=True)
-        ]
-        self._outside = [
-            [0 * whole if mask is None else outside * outside_weights(mask, config, mirrored=flip) for flip in flips]
-            for mask, whole, flips in zip(masks, self._whole, mirrored, strict=True)
-        ] if outside else None  # fmt: skip
+        self._inside = each(lambda mask, flip: weights(mask, config, mirrored=flip), self._whole)
+        self._outside = each(
+            lambda mask, flip: outside * outside_weights(mask, config, mirrored=flip), [0 * whole for whole in self._whole]
+        ) if outside else None  # fmt: skip
         self._chance, self._seed = config.unmasked_probability, seed
 
     def __call__(self, asked: Asked) -> Inputs:
@@ -67,9 +108,10 @@ class MaskInputs:
 
 
 def weights(mask_HW: Mask, config: MaskConfig, *, mirrored: bool) -> Tensor:
-    """What errors are multiplied by, ``1HW``. With ``normalise = "area"`` its mean is 1."""
+    """What errors are multiplied by, ``1HW``. With ``normalise = "area"`` its mean is 1, unless a crop left nothing of what it shows: there is
+    no mean over that, and the black around it does not take its place."""
     weights_1HW = torch.from_numpy(mask_HW)[None].clamp(min=config.unmasked_weight)
-    if config.normalise == "area":
+    if config.normalise == "area" and shows_something(mask_HW):
         weights_1HW = weights_1HW / weights_1HW.mean()
     return weights_1HW.flip(2) if mirrored else weights_1HW
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lorabake.base.events import Event
+from lorabake.dataset.order import Batch
 
 _WIDTH = 50
 """Timesteps that are taken for alike."""
@@ -54,21 +55,23 @@ def picture_losses(events: Iterable[Event], names: Sequence[str], trained: int) 
 
     Args:
         events: of the run; ``pictures`` of its steps are rows (index, timestep, loss).
-        names: of all pictures.
+        names: of all pictures; one that is seen at several sizes has its name several times.
         trained: how many of them, the first ones, are training pictures.
     """
     steps = [event for event in events if event["kind"] == "step" and event.get("pictures")]
     half = max((event["step"] for event in steps), default=0) / 2
-    rows = [
+    rows: list[tuple[int, float, float, bool]] = [
         (index, timestep, loss, event["step"] > half) for event in steps for index, timestep, loss in event["pictures"]
     ]
     levels: dict[int, list[float]] = defaultdict(list)
     for _, timestep, loss, _ in rows:
         levels[int(timestep // _WIDTH)].append(loss)
     usual = {level: sum(losses) / len(losses) for level, losses in levels.items()}
+    first: dict[tuple[bool, str], int] = {}
+    same = [first.setdefault((index < trained, name), index) for index, name in enumerate(names)]
     met: dict[int, list[Met]] = defaultdict(list)
     for index, timestep, loss, late in rows:
-        met[index].append((loss, usual[int(timestep // _WIDTH)], late))
+        met[same[index]].append((loss, usual[int(timestep // _WIDTH)], late))
     found = [_of_picture(names[index], index < trained, meetings) for index, meetings in sorted(met.items())]
     return sorted(found, key=lambda row: -row.relative)
 
@@ -103,3 +106,15 @@ def as_csv(rows: Iterable[PictureLoss]) -> bytes:
         values = (getattr(row, name) for name in COLUMNS)
         table.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in values])
     return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def by_picture(batches: Sequence[Batch], noted: Sequence[float]) -> list[tuple[int, float, float]]:
+    """Sample, timestep and loss of each row, from what was noted of one batch after the other: losses, then timesteps."""
+    rows: list[tuple[int, float, float]] = []
+    for batch in batches if noted else ():
+        losses, timesteps, noted = noted[: len(batch)], noted[len(batch) : 2 * len(batch)], noted[2 * len(batch) :]
+        rows += [
+            (index, float(f"{timestep:.6g}"), float(f"{loss:.6g}"))
+            for index, timestep, loss in zip(batch, timesteps, losses, strict=True)
+        ]
+    return rows

@@ -41,7 +41,8 @@ _SURE = 0.25
 """A declared reading below it needs no second look."""
 _RIGHT = 0.5
 _TIMES = 2.0
-_PICTURES = 2
+ASKED = 2
+"""Pictures that the model is asked about."""
 _NAMES: Mapping[Prediction, str] = {"epsilon": "noise (epsilon)", "v": "v", "flow": "flow"}
 
 
@@ -63,7 +64,7 @@ def check_prediction(
     if model.betas_T is None or not latents:
         return
     declared = model.facts.prediction
-    alike = [index for index, found in enumerate(latents) if found.shape == latents[0].shape][:_PICTURES]
+    alike = [index for index, found in enumerate(latents) if found.shape == latents[0].shape][:ASKED]
     rows = [index for index in alike for _ in _LEVELS]
     latents_BCHW = torch.stack([latents[index] for index in rows]).to(model.device)
     noise_BCHW = torch.randn(latents_BCHW.shape, generator=torch_stream(0, "prediction")).to(model.device)

@@ -16,6 +16,7 @@ from lorabake.base.events import EventLog, Events
 from lorabake.base.files import rename, write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
+from lorabake.dataset.caption import full_caption
 from lorabake.families import family_card
 from lorabake.optimizers._build import finished_weights
 from lorabake.recipe import Checked
@@ -39,7 +40,7 @@ from lorabake.train.going_back import Origin, find_origin
 from lorabake.train.keeping import drop_old, fingerprint
 from lorabake.train.loop import Bake, run_loop
 from lorabake.train.picture_losses import as_csv, picture_losses
-from lorabake.train.prediction import check_prediction
+from lorabake.train.prediction import ASKED, check_prediction
 from lorabake.train.samples import Samples, sample_prompts
 from lorabake.train.space import check_space
 from lorabake.train.state import Progress, load_state, read_state, save_state, states_of, step_of
@@ -95,11 +96,14 @@ def train(
     prompts = [prompt.on(checked.facts) for prompt in sample_prompts(checked.recipe.sample)]
     with exclusive(into / ".lock"), _processor(checked.recipe.train.threads or 1):
         start = _Start.of(run, checked, from_state, agree)
-        total = checked.total_steps
+        total = checked.length.steps
         if run.finished() and not start.changes and (done := _finished_steps(run)) >= total:
             events.emit("already_finished", folder=str(into))
             return Outcome(run, done, done, time.monotonic() - started)
         reading = checked.recipe.model.reading(family_card(checked.facts).text_options)
+        train, length = checked.recipe.train, checked.length
+        told = f"{checked.dataset.account()}; {length.told(train.batch_size, train.gradient_accumulation)}"
+        events.emit("pictures", used=len(checked.dataset), dropped=len(checked.dataset.dropped), text=told)
         for note in (*checked.warnings, *prompt_notes(checked.facts, prompts, reading)):
             events.emit("note", text=note)
         bake = prepare(checked, events, stop)
@@ -156,7 +160,7 @@ class _Start:
         done = _finished_steps(run) if run.finished() else step_of(newest[0]) if newest else 0
         changes = changes_of(run, checked, done)
         check_agreed(run, changes, agree)
-        if changes and run.finished() and checked.total_steps <= done:
+        if changes and run.finished() and checked.length.steps <= done:
             raise UserError(
                 f"{run.folder} is finished: after {done} steps nothing is left to train with other settings. Give a longer "
                 "train.length, or another folder with --into."
@@ -200,8 +204,10 @@ class _Start:
 def _check_base(bake: Bake) -> None:
     """Ask the base whether it predicts what it is said to, without the adapter, which may have begun with a file's change."""
     bake.graft.training, bake.graft.multiplier = False, 0.0
-    captions = [sample.caption for sample in bake.samples]
-    check_prediction(bake.model, [views[0] for views in bake.latents], captions, [views[0] for views in bake.framings])
+    alike = [index for index, bucket in enumerate(bake.buckets) if bucket == bake.buckets[0]][:ASKED]
+    captions = [full_caption(bake.samples[index].caption, bake.recipe.data.captions) for index in alike]
+    latents, framings = [bake.latents[index][0] for index in alike], [bake.framings[index][0] for index in alike]
+    check_prediction(bake.model, latents, captions, framings)
     bake.graft.training, bake.graft.multiplier = True, 1.0
 
 
