@@ -114,6 +114,8 @@ def test_every_fact_is_written() -> None:
         weighting_scheme="p2",
         p2_gamma=1.0,
         p2_k=1.0,
+        lr_scheduler_args={"d": 0.5},
+        ema_decay=0.99,
         start_from="a.safetensors 0",
         **of_flow,
     )

@@ -82,7 +82,8 @@ def test_recordings_compute_the_same(dataset: Path) -> None:
         baked = bake(dataset, objective=LEARNED, train={"gradient_accumulation": 2})
         assert baked.beside is not None
         if captures:
-            of_inputs, groups = partial(loss_of, baked.model, baked.objective), [*baked.groups, baked.beside.group]
+            of_inputs = partial(loss_of, baked.model, baked.objective, noted_2B=baked.noted_2B)
+            groups = [*baked.groups, baked.beside.group]
             captured = Captured(of_inputs, groups, torch.device("cpu"), again, around=baked.graft.ahead)
             baked = replace(baked, captured=captured)
         seen: list[dict[str, Any]] = []
@@ -100,9 +101,9 @@ def test_they_are_in_the_state_and_not_in_the_file(oven: Any, dataset: Path, tmp
         names = {name for name in state.keys() if name.startswith("objective.")}  # noqa: SIM118 - not a dict
         assert names == {
             "objective.values",
-            *(f"objective.optimizer.{name}" for name in ("step", "exp_avg", "exp_avg_sq")),
+            *(f"objective.optimizer.0.{name}" for name in ("step", "exp_avg", "exp_avg_sq")),
         }
-        assert state.get_tensor("objective.optimizer.step").item() == 3
+        assert state.get_tensor("objective.optimizer.0.step").item() == 3
         assert state.get_tensor("objective.values").abs().max() > 0
     with safe_open(tmp_path / "run" / "checkpoints" / "mira.safetensors", framework="pt") as file:
         assert all(name.startswith("lora_") for name in file.keys())  # noqa: SIM118 - not a dict

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 
@@ -33,6 +33,13 @@ def build(
     if isinstance(optimizer, AveragingOptimizer):
         optimizer.train()
     return optimizer
+
+
+def rates_now(
+    groups: Sequence[FlatGroup], optimizer: Optimizer, rate_of: Callable[[Mapping[str, Any]], float]
+) -> dict[str, float]:
+    """The learning rate of each group in its last step, by name."""
+    return {group.name: rate_of(its) for group, its in zip(groups, optimizer.param_groups, strict=True)}
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ def optimizer_problems(choice: Choice, rates: RateSettings, train: TrainSettings
 def schedule_problems(recipe: Recipe, total_steps: int) -> Iterator[Problem]:
     """A warm-up that the run is too short for."""
     warmup = cast(ScheduleSettings, recipe.schedule.settings).warmup
-    if warmup.steps(total_steps) >= total_steps:
+    if warmup.count is not None and warmup.count >= total_steps:  # a share is never all of it
         what = f"{warmup}, and the whole run has {total_steps}: the learning rate would never be reached. Shorten it, or lengthen the run."
         yield Problem("schedule.warmup", what)
 

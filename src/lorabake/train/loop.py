@@ -22,6 +22,7 @@ from lorabake.dataset.folder import Sample
 from lorabake.dataset.order import Batch, epoch_batches
 from lorabake.dataset.regularisation import Turns
 from lorabake.optimizers._averages import Averages
+from lorabake.optimizers._build import rates_now
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
@@ -95,7 +96,7 @@ class Bake:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one optimizer step did."""
+    """What one optimizer step did; ``more`` is what else there is to tell of it."""
 
     loss: float
     grad_norm: float
@@ -103,7 +104,6 @@ class Step:
     pictures: Sequence[tuple[int, float, float]] = ()
     """Sample, timestep and loss of each row, to six digits; the loss is the picture's own, before any weight of it."""
     more: Mapping[str, float] = field(default_factory=dict)
-    """What else there is to tell."""
 
 
 def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[int], bool]) -> int:
@@ -126,8 +126,6 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
         for batches in _epoch(bake, step // per_epoch, skip=step % per_epoch):
             done = optimizer_step(bake, step, batches)
             step += 1
-            stepped = zip(bake.groups, bake.optimizer.param_groups, strict=True)
-            rates = {group.name: bake.rate_of(param_group) for group, param_group in stepped}
             events.emit(
                 "step",
                 step=step,
@@ -135,7 +133,7 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
                 loss=done.loss,
                 grad_norm=done.grad_norm,
                 images=done.images,
-                lr=rates,
+                lr=rates_now(bake.groups, bake.optimizer, bake.rate_of),
                 pictures=done.pictures,
                 **done.more,
             )
