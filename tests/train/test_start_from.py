@@ -111,7 +111,7 @@ def test_a_file_without_alpha_means_its_rank(model: Any, tmp_path: Path) -> None
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(
-    model: Any, tmp_path: Path, file: dict[str, int], recipe: dict[str, int], parts: Any, told: list[str]
+    model: Any, tmp_path: Path, file: dict[str, Any], recipe: dict[str, Any], parts: Any, told: list[str]
 ) -> None:
     path = write_file(model, tmp_path / "a.safetensors", LoraSettings(**file))
     born = graft(model, "lora", LoraSettings(**recipe), seed=9, parts=parts)

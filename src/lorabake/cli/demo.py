@@ -44,7 +44,7 @@ min_timestep = 250     # where colours and shapes are decided; finer detail is l
 max_timestep = 960
 
 [optimizer]
-lr = 2.5e-3            # the pocket model is narrow; full-size models want about 1e-4
+lr = 2.7e-3            # the pocket model is narrow; full-size models want about 1e-4
 text_encoder_lr = 1e-3
 betas = [0.9, 0.99]
 
