@@ -30,6 +30,17 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The run folder, and what is to happen with a run that is there."""
+    parser.add_argument("--into", type=Path, help="run folder (default: runs/NAME here)")
+    parser.add_argument(
+        "--continue-changed",
+        action="store_true",
+        help="go on with a run that is there though settings were changed since, a longer train.length say; without it you are asked, "
+        "where there is somebody to ask",
+    )
+
+
 def add_base(parser: argparse.ArgumentParser, default: str) -> None:
     """The base model to draw with, and parts of it that lie elsewhere."""
     parser.add_argument("--base", help=f"base model: {BASES} (default: {default})")

@@ -30,7 +30,7 @@ HELP = "queue trainings and run them one after the other"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``queue`` and of what it can be told to do."""
     from lorabake.base.places import QUEUE_VARIABLE
-    from lorabake.cli.arguments import add_json, add_recipe
+    from lorabake.cli.arguments import add_json, add_recipe, add_run
 
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
 
@@ -49,12 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     add = action("add", "check a recipe and put it at the end of the queue")
     add_recipe(add)
-    add.add_argument("--into", type=Path, help="run folder (default: runs/NAME here)")
-    add.add_argument(
-        "--continue-changed",
-        action="store_true",
-        help="go on with a run that is there though settings were changed since",
-    )
+    add_run(add)
     action("list", "show all jobs and how far they are")
     action("start", "run everything that is to be done, here in the foreground")
     action("cancel", "end a running job after its step, with a save, or never begin one", "number of the job")

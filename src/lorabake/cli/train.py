@@ -28,15 +28,10 @@ HELP = "train a LoRA from a recipe or a folder"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``train``."""
-    from lorabake.cli.arguments import add_json, add_recipe
+    from lorabake.cli.arguments import add_json, add_recipe, add_run
 
     add_recipe(parser)
-    parser.add_argument("--into", type=Path, help="run folder (default: runs/NAME)")
-    parser.add_argument(
-        "--continue-changed",
-        action="store_true",
-        help="go on with a run though settings were changed since, a longer train.length say; without it you are asked",
-    )
+    add_run(parser)
     parser.add_argument(
         "--from-state",
         type=Path,

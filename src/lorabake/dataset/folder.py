@@ -16,6 +16,7 @@ from typing import Any
 
 from lorabake.base.errors import Problem, Problems
 from lorabake.base.files import sha256_file
+from lorabake.base.machine import cores
 from lorabake.dataset.companions import Captions, Masks
 from lorabake.dataset.image import DEFAULT_LIMITS, Header, ImageLimits, UnreadableImage, examine, verify
 from lorabake.dataset.scan import PICTURE_EXTENSIONS, Dropped, PictureFile, Scan, named, printable, scan
@@ -215,7 +216,7 @@ def _look_at_all(
         except OSError as error:
             return Dropped(picture.path, f"the system says: {error.strerror}")
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         return list(pool.map(look, pictures))
 
 

@@ -6,7 +6,6 @@ where the loss is. It is never sharpened on the way, so that nothing outside of 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pydantic import Field
 
 from lorabake.base.cards import Settings
 from lorabake.base.errors import Problem
+from lorabake.base.machine import cores
 from lorabake.dataset.buckets import Placement
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.image import UnreadableImage, read_mask, read_opacity
@@ -110,7 +110,7 @@ def read_masks(
         mask_HW = latent_mask(image, place, cell)
         return _flaw(mask_HW) or mask_HW
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         found = list(pool.map(look, zip(samples, placements, strict=True)))
     problems = tuple(dict.fromkeys(item for item in found if isinstance(item, Problem)))
     masks = tuple(item if isinstance(item, np.ndarray) else None for item in found)

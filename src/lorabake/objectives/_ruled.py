@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Ruled:
+class Ruled(ABC):
     """An objective's loss, weights, noise and timesteps by the rules that its settings name; see :class:`lorabake.protocols.objective.Objective`.
 
     Args:
@@ -38,13 +39,13 @@ class Ruled:
         self._huber = find("huber_schedule", settings.huber_schedule).load() if settings.used("huber_c") else None
         self._rules = settings
 
+    @abstractmethod
     def levels(self, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
         """How far timesteps are into the model's range (``position_B``) and how much noise there is (``noise_share_B``); see ``losses``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weights(self, timesteps_B: Tensor) -> Tensor:
         """``weight_B`` by the weighting rule alone."""
-        raise NotImplementedError
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """See :class:`lorabake.protocols.objective.LearningObjective`."""

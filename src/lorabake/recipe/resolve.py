@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import cast
 
 from lorabake.base.cards import find
+from lorabake.base.machine import cores
 from lorabake.dataset.augment import USUAL_VIEWS
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.objectives.timesteps import SHIFT
@@ -105,14 +105,8 @@ def _machine(recipe: Recipe, facts: ModelFacts) -> Recipe:
             precision, why = "fp32", "as fast as bf16 on most CPUs, and exact"
         recipe = recipe.with_value("train", "precision", precision, why)
     if recipe.train.threads is None:
-        threads = (
-            1
-            if facts.small
-            else max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        )
-        recipe = recipe.with_value(
-            "train", "threads", threads, "small models run fastest on one thread" if facts.small else "all cores"
-        )
+        threads, why = (1, "small models run fastest on one thread") if facts.small else (cores(), "all cores")
+        recipe = recipe.with_value("train", "threads", threads, why)
     return recipe
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from torch import Tensor
 from lorabake.base.errors import UserError
 from lorabake.base.files import free_space, sha256_file, write_atomic
 from lorabake.base.lock import exclusive
+from lorabake.base.machine import cores
 from lorabake.base.streams import torch_stream
 from lorabake.base.units import size
 from lorabake.dataset.augment import Tint, tinted
@@ -131,10 +131,9 @@ def fresh_latent(view: View, model: Model) -> Tensor:
 
 def _division(views: Iterable[View]) -> tuple[int, int]:
     """How many pictures are encoded at once, and the threads of each: many small ones on a core each, or large ones on several."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     largest = max((view.placement.bucket_wh[0] * view.placement.bucket_wh[1] for view in views), default=1)
-    workers = max(1, min(cores, _PIXELS_AT_ONCE // largest))
-    return workers, max(1, cores // workers)
+    workers = max(1, min(cores(), _PIXELS_AT_ONCE // largest))
+    return workers, max(1, cores() // workers)
 
 
 def _encoded(

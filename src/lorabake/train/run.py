@@ -114,9 +114,8 @@ def train(
         samples = Samples(checked, bake, run, prompts, infotext_extra(reading))
         check_space(checked, bake, run, progress.step, samples.pixels_left(progress.step), events)
         start.keep(bake, progress)
-        _write_run(
-            run, checked, bake, sittings
-        )  # only now: what cannot be prepared must not stand in the way of the next try
+        # Only now: what cannot be prepared must not stand in the way of the next try.
+        _write_run(run, checked, bake, sittings)
         listeners = Events(lambda event: events.emit(**event))
         if checked.recipe.save.tensorboard:
             listeners.listen(TensorBoard(run, refused=lambda why: events.emit("note", text=why)))
