@@ -154,11 +154,11 @@ def _draw(file: Path, folder: Path) -> None:
     from lorabake.sampling.apply import apply_lora
     from lorabake.sampling.draw import draw
     from lorabake.sampling.infotext import save_png
-    from lorabake.sampling.prompts import parse_prompt
+    from lorabake.sampling.prompts import line_to_prompt
 
     model = load_model("pocket")
     apply_lora(model, file, 1.0)
-    for index, image in enumerate(draw(model, [parse_prompt(text.format(name=NAME)) for text in PROMPTS])):
+    for index, image in enumerate(draw(model, [line_to_prompt(text.format(name=NAME)) for text in PROMPTS])):
         save_png(image, folder / f"{index}.png")
 
 

@@ -164,6 +164,8 @@ def _problems(section: str, model: type[BaseModel], error: ValidationError, owne
                 known |= BESIDE[section][1].model_fields
             part = ".".join([section, *names[:-1]]) if len(names) > 1 else owner or section
             yield Problem(where, f"not a setting of '{part}'. {nearest(names[-1], known) or 'It has none.'}")
+        elif item["type"] == "missing" and isinstance(item["loc"][-1], int):
+            wrong[where] = [f"{item['input']!r}: has too few values, there must be {item['loc'][-1] + 1} or more"]
         elif item["type"] == "missing":
             yield Problem(where, "is needed and not given.")
         elif item["type"] == "json_invalid":
@@ -171,7 +173,7 @@ def _problems(section: str, model: type[BaseModel], error: ValidationError, owne
         elif item["type"] == "value_error":  # our own validators: they say what was given
             yield Problem(where, item["msg"].removeprefix("Value error, ").rstrip(".") + ".")
         else:
-            message = item["msg"].removeprefix("Input ")
+            message = item["msg"].removeprefix("Input ").replace("valid array", "list")
             told = wrong.setdefault(where, [f"{item['input']!r}: {message}"])
             told += [message.removeprefix("should be ")] if message not in told[0] else []
     for where, told in wrong.items():
