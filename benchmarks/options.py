@@ -75,7 +75,7 @@ def told(result: Mapping[str, Any]) -> str:
 
 def recipe_of(row: Row, work: Path) -> tuple[Path, list[str]]:
     """The row's recipe file, beside the dataset it is for, and its settings."""
-    folder = work / _slug(row.name)
+    folder = _folder(row, work)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "dataset", ignore_errors=True)
     _write_dataset(folder, row)
@@ -83,8 +83,9 @@ def recipe_of(row: Row, work: Path) -> tuple[Path, list[str]]:
     return folder / "recipe.toml", [setting.replace("FOLDER", folder.as_posix()) for setting in row.settings]
 
 
-def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name)
+def _folder(row: Row, work: Path) -> Path:
+    """Another one when the row changes: a training of what it was before must not be continued."""
+    return work / ("".join(letter if letter.isalnum() else "-" for letter in row.name) + f"-{fingerprint(row)}")
 
 
 def _write_dataset(folder: Path, row: Row) -> None:
@@ -267,7 +268,7 @@ def sheet(work: Path) -> None:
     across = 8
     cells: dict[tuple[int, int], Image.Image] = {}
     for index, row in enumerate(rows):
-        pictures = [Image.open(work / _slug(row.name) / f"{number}.png") for number in range(len(PROMPTS))]
+        pictures = [Image.open(_folder(row, work) / f"{number}.png") for number in range(len(PROMPTS))]
         pair = Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height + 12), "white")
         for number, picture in enumerate(pictures):
             pair.paste(picture, (number * picture.width, 12))
