@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from lorabake.base.errors import Problem, UserError
-from lorabake.recipe.load import parse_sections, read_raw
+from lorabake.recipe.load import changed, parse_sections, read_raw
 
 Write = Callable[[str], Path]
 
@@ -189,3 +190,21 @@ def test_what_is_no_setting(dataset: Path, override: str) -> None:
 def test_a_value_is_not_a_section(recipe_file: Write) -> None:
     with pytest.raises(UserError, match="'rank' is a value, not a section"):
         read_raw(recipe_file("[adapter]\nrank = 2"), ["adapter.rank.x=3"])
+
+
+# ---- plain values
+
+
+def test_dates_are_text_wherever_they_stand(recipe_file: Write) -> None:
+    path = recipe_file("[output]\ncomment = 2026-01-01\n[data]\nmore = [{ at = 07:30:00 }, 2026-01-01T07:30:00]")
+    raw = read_raw(path, ["output.author=2026-02-03"])
+    assert raw["output"] == {"comment": "2026-01-01", "author": "2026-02-03"}
+    assert raw["data"]["more"] == [{"at": "07:30:00"}, "2026-01-01 07:30:00"]
+    assert json.loads(json.dumps(raw)) == raw
+
+
+def test_changes_go_into_tables_and_leave_the_rest() -> None:
+    raw: dict[str, Any] = {"data": {"folder": "x", "captions": {"shuffle": True, "keep_tokens": 1}}}
+    after = changed(raw, {"data": {"captions": {"keep_tokens": 2}}, "adapter": {"rank": 2}, "train": {}})
+    assert after == {"data": {"folder": "x", "captions": {"shuffle": True, "keep_tokens": 2}}, "adapter": {"rank": 2}}
+    assert raw["data"]["captions"] == {"shuffle": True, "keep_tokens": 1}

@@ -17,6 +17,7 @@ from typing import Any
 from lorabake.base.errors import Problem, Problems
 from lorabake.base.files import sha256_file
 from lorabake.base.machine import cores
+from lorabake.base.places import expanded
 from lorabake.dataset.companions import Captions, Masks
 from lorabake.dataset.image import DEFAULT_LIMITS, Header, ImageLimits, UnreadableImage, examine, verify
 from lorabake.dataset.scan import PICTURE_EXTENSIONS, Dropped, PictureFile, Scan, named, printable, scan
@@ -158,7 +159,7 @@ def open_dataset(
         Problems: the folder is missing or holds no usable picture, a caption is not text, a folder asks for no repeats …:
             all at once.
     """
-    root = Path(os.path.abspath(Path(path).expanduser()))  # "." has no name; links stay as they are
+    root = Path(os.path.abspath(expanded(path)))  # "." has no name; links stay as they are
     found = _scan(root, caption_extensions, number_counts)
     looks = _look_at_all(found.pictures, limits, verify if decode else examine)
     usable = [(picture, look) for picture, look in zip(found.pictures, looks, strict=True) if isinstance(look, _Look)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems
+from lorabake.base.places import expanded
 from lorabake.dataset.folder import Dataset, open_dataset
 
 
@@ -27,7 +28,7 @@ def open_datasets(paths: Sequence[Path], **options: Any) -> Dataset:
     """
     if len(paths) == 1:
         return open_dataset(paths[0], **options)
-    roots = [Path(os.path.abspath(Path(path).expanduser())) for path in paths]
+    roots = [Path(os.path.abspath(expanded(path))) for path in paths]
     problems = _overlaps(roots)
     found: list[Dataset] = []
     for name, root in zip(_names(roots), roots, strict=True):

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from lorabake.base.cards import cards
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.base.places import POCKET_MODEL
+from lorabake.base.machine import Device, Precision, check_device, usual_device, usual_precision
+from lorabake.base.places import POCKET_MODEL, expanded
 from lorabake.families.networks.describe import describe
 from lorabake.protocols.family import FamilyCard, Model, ModelFacts, ModelSource, Part, Prediction, Reader, TextOptions
 
@@ -35,9 +36,9 @@ def inspect_model(
         UserError: no family recognises the base, or the one that does cannot use it; the message says what it is.
     """
     source = ModelSource(
-        base=POCKET_MODEL if str(base) == "pocket" else Path(base).expanduser(),
-        vae=Path(vae).expanduser() if vae is not None else None,
-        text_encoders=tuple(Path(path).expanduser() for path in text_encoders),
+        base=POCKET_MODEL if str(base) == "pocket" else expanded(base),
+        vae=expanded(vae) if vae is not None else None,
+        text_encoders=tuple(expanded(path) for path in text_encoders),
         prediction=prediction,
     )
     named = [("base", source.base), ("vae", source.vae), *(("text_encoders", path) for path in source.text_encoders)]
@@ -58,6 +59,28 @@ def load_model(facts: ModelFacts | str | Path, **options: Any) -> Model:
     if not isinstance(facts, ModelFacts):
         facts = inspect_model(facts)
     return family_card(facts).load()(facts, **options)
+
+
+def load_on(
+    facts: ModelFacts, device: Device | None = None, precision: Precision | None = None, **options: Any
+) -> Model:
+    """Load the model that ``facts`` describe to draw with it.
+
+    Args:
+        facts: the model.
+        device: where; None is the GPU if there is one.
+        precision: of its weights and activations; None is what is usual there.
+        **options: the family's other options: clip_skip …
+
+    Raises:
+        UserError: there is no such device.
+    """
+    import torch
+
+    device = device or usual_device()[0]
+    check_device(device, "device")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision or usual_precision(device)[0]]
+    return load_model(facts, device=device, dtype=dtype, **options)
 
 
 def family_card(facts: ModelFacts) -> FamilyCard:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import MissingExtra, Problem, Problems, UserError
+from lorabake.base.places import expanded
 from lorabake.dataset.buckets import BucketConfig, Placement, bucket_problems
 from lorabake.dataset.caption import CaptionConfig
 from lorabake.dataset.faces import require_faces
@@ -166,7 +167,7 @@ def _facts(model: ModelSettings | None, problems: list[Problem]) -> ModelFacts |
         return inspect_model(**model.source())
     except Problems as error:
         part = Path(error.subject)  # the base, or one of its parts wherever it lies
-        name = "" if part == Path(model.base).expanduser() else f"{part}: "
+        name = "" if part == expanded(model.base) else f"{part}: "
         for problem in error.problems:
             a_setting = problem.where in type(model).model_fields
             where, what = (

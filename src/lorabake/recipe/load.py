@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from lorabake.base.cards import Settings, cards
 from lorabake.base.errors import Problem, UserError, nearest
+from lorabake.base.places import expanded
 from lorabake.protocols.family import Prediction
 from lorabake.recipe.objectives import default_objective, objective_problems
 from lorabake.recipe.optimizers import optimizer_card
@@ -48,7 +50,7 @@ def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, or it is not TOML.
     """
-    path = path.expanduser()
+    path = expanded(path)
     if path.is_dir():
         raw: dict[str, Any] = {"data": {"folder": str(path)}}
     elif path.is_file():
@@ -59,7 +61,31 @@ def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         )
     for override in overrides:
         _set(raw, override)
-    return raw
+    return _plain(raw)
+
+
+def parse_toml(text: str, told: object) -> dict[str, Any]:
+    """Plain values of TOML; ``told`` is what it is called.
+
+    Raises:
+        UserError: it is not TOML.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{told} is not valid TOML: {error}. Nothing was started.") from error
+
+
+def changed(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of plain values by section with ``changes`` in it: of tables, also those in tables, only what is named changes.
+
+    Raises:
+        UserError: a table is to be changed that is a single value in ``raw``.
+    """
+    values = _plain(raw)
+    for keys, value in _single_values(changes):
+        _put(values, keys, value, ".".join(keys))
+    return values
 
 
 def anchored(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -78,7 +104,7 @@ def anchored(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _absolute(path: str | os.PathLike[str], folder: Path) -> str:
-    return os.path.abspath(folder / Path(path).expanduser())
+    return os.path.abspath(folder / expanded(path))
 
 
 def parse_model(raw: Mapping[str, Any]) -> ModelSettings | None:
@@ -195,11 +221,9 @@ def _place(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return parse_toml(path.read_text(encoding="utf-8-sig"), path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text. Save it as UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML: {error}. Nothing was started.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
 
@@ -213,9 +237,32 @@ def _set(raw: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    _put(raw, keys, value, override)
+
+
+def _put(raw: dict[str, Any], keys: Sequence[str], value: Any, told: str) -> None:
+    """Put a value where ``keys`` lead, making the tables that are missing; ``told`` is what was asked for."""
     target = raw
     for key in keys[:-1]:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
-            raise UserError(f"'{override}': '{key}' is a value, not a section.")
+            raise UserError(f"'{told}': '{key}' is a value, not a section.")
     target[keys[-1]] = value
+
+
+def _single_values(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value that is no table, with the names that lead to it."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _single_values(value, (*above, name))
+        else:
+            yield (*above, name), value
+
+
+def _plain(value: Any) -> Any:
+    """A copy in which tables and lists are copies too, and TOML's dates and times are text: everything that JSON can hold."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, datetime.date | datetime.time) else value

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
+from lorabake.base.places import expanded
 from lorabake.dataset.buckets import BucketConfig, Placement, placements
 from lorabake.dataset.folder import Dataset, Sample, open_dataset
 from lorabake.dataset.masks import Mask, MaskConfig, read_masks
@@ -155,7 +156,7 @@ def open_beside(
 
     It must lie apart: whatever is inside a training folder is trained. ``options`` are those of `open_dataset`.
     """
-    path = path.expanduser().resolve()
+    path = expanded(path).resolve()
     for home in (training.resolve() for training in (dataset.path, *dataset.more_paths)):
         if path == home or home in path.parents or path in home.parents:
             how = "is" if path == home else "lies inside" if home in path.parents else "holds"

@@ -12,8 +12,9 @@ import torch
 from lorabake.adapters import graft
 from lorabake.adapters._norms import norm_limit
 from lorabake.base.cards import Settings, find
-from lorabake.base.errors import Interrupted, UserError
+from lorabake.base.errors import Interrupted
 from lorabake.base.events import Events
+from lorabake.base.machine import check_device
 from lorabake.dataset.caption import is_static, warmup_steps
 from lorabake.families import family_card, load_model
 from lorabake.families.networks.noise import betas_of
@@ -54,11 +55,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     """
     recipe = checked.recipe
     dtype, device = _DTYPES[recipe.train.precision or "fp32"], recipe.train.device or "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            'train.device is "cuda", and PyTorch finds no GPU here: its driver may be missing, or this PyTorch be one for CPUs only. '
-            'Set train.device = "cpu", or leave it out.'
-        )
+    check_device(device, "train.device")
     reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, dtype=dtype, device=device, **reading)
     _reschedule(model, recipe.objective.settings)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabake.base.errors import UserError
+from lorabake.base.places import expanded
 from lorabake.base.runs import Run
 from lorabake.train.state import is_whole, states_of, step_of
 
@@ -35,7 +36,7 @@ def find_origin(given: Path) -> Origin:
     Raises:
         UserError: it means none, no state was kept for it, or the state is damaged.
     """
-    given = given.expanduser().absolute()
+    given = expanded(given).absolute()
     run = Run(given) if (given / "run.json").exists() else Run(given.parent.parent)
     if not given.exists() or not run.exists():
         raise UserError(
