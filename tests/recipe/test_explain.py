@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from lorabake.base.cards import ROOMS, cards
@@ -59,3 +63,17 @@ def test_what_is_not_there() -> None:
         UserError, match=r"'adapter.rnak' is not a setting, section or part\. Did you mean 'adapter.rank'\?"
     ):
         explain("adapter.rnak")
+
+
+def test_the_order_is_always_the_same() -> None:
+    """Sets of text are ordered by a number that every process draws anew."""
+    code = (
+        "from lorabake.recipe.explain import _entries; print([(entry['name'], entry['part']) for entry in _entries()])"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(told) == 1

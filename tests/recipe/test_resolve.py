@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from lorabake.base.errors import UserError
+from lorabake.dataset.augment import USUAL_VIEWS
 from lorabake.families import inspect_model
 from lorabake.protocols.family import ModelFacts
 from lorabake.recipe.load import parse_sections
@@ -33,10 +35,7 @@ def test_nothing_is_left_open_and_everything_has_a_reason(facts: ModelFacts, raw
     before = recipe(**raw)
     after = resolve(before, facts)
     assert resolve(after, facts) == after
-    changed = {
-        name.rpartition(".")[0] if name.startswith("data.buckets.") else name
-        for name, _, _ in after.differences(before.to_dict())
-    }
+    changed = {name for name, _, _ in after.differences(before.to_dict())}
     assert changed == after.reasons.keys()
     assert all(reason and not reason.endswith(".") for reason in after.reasons.values())
     for section, name in (("optimizer", "lr"), ("optimizer", "text_encoder_lr"), ("train", "device"), ("train", "precision"),
@@ -54,6 +53,7 @@ def test_nothing_is_left_open_and_everything_has_a_reason(facts: ModelFacts, raw
         ("train", "threads", 3),
         ("output", "name", "other"),
         ("data", "buckets", {"resolution": 128, "step": 64}),
+        ("data", "augment", {"random_crop": True, "views": 3}),
     ],
 )
 def test_what_was_given_stays_and_has_no_reason_of_ours(section: str, name: str, value: Any) -> None:
@@ -95,3 +95,32 @@ def test_differences_name_the_settings() -> None:
     assert ours.differences(theirs.to_dict()) == [("adapter.dropout", 0.0, 0.1), ("adapter.rank", 8, 4)]
     assert ours.differences(ours.to_dict()) == []
     assert ours.fingerprint() != theirs.fingerprint()
+
+
+def test_inside_a_table_each_value_has_its_own_reason() -> None:
+    after = resolve(recipe(data={"folder": "mira", "buckets": {"step": 64}, "augment": {"random_crop": True}}), LARGE)
+    assert after.why("data.buckets.resolution") == "sd15 works at 768 px"
+    assert "given in the recipe" in after.why("data.buckets.step")
+    assert "given in the recipe" in after.why("data.buckets.upscale")
+    assert after.why("data.augment.views").startswith(f"{USUAL_VIEWS} views of each picture")
+    assert after.why("data.buckets") == "resolution: sd15 works at 768 px"
+    several = resolve(recipe(data={"folder": "mira", "buckets": {"resolutions": [512, 640]}}), LARGE)
+    assert several.why("data.buckets.resolution") == "the largest of resolutions"
+    assert several.why("data.buckets.step") == "sd15 takes sides in such steps"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("optimizer.lrr", "optimizer.lr"), ("data.buckets.resolutoin", "data.buckets.resolution"), ("tain", "train")],
+)
+def test_reasons_of_what_is_no_setting(name: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"The recipe has no setting '{name}'. Did you mean '{meant}'"):
+        resolve(recipe(), FACTS).why(name)
+
+
+def test_every_setting_can_be_asked_about() -> None:
+    after = resolve(recipe(), FACTS)
+    for section, values in after.to_dict().items():
+        for name in values:
+            assert after.why(f"{section}.{name}")
+    assert "given in the recipe" in after.why("train.max_weight_norm"), "one that has no value, too"

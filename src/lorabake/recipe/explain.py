@@ -45,7 +45,7 @@ def _entries() -> Iterator[dict[str, Any]]:
             yield from _fields(kind, "", BESIDE[kind][1])
         for name, card in cards(kind).items():
             yield from _fields(kind, name, card.settings)
-    for kind in ROOMS.keys() - PARTS.keys():
+    for kind in (kind for kind in ROOMS if kind not in PARTS):
         for name, card in cards(kind).items():
             yield _entry(kind, name, str, None, card.summary, "")
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import BaseModel
+
 from lorabake.base.cards import Settings
+from lorabake.base.errors import UserError, nearest
 from lorabake.recipe.sections import (
     DataSettings,
     ModelSettings,
@@ -52,39 +56,68 @@ class Recipe:
     """Why a derived value is what it is, by dotted name."""
 
     def why(self, setting: str) -> str:
-        """Where the value of a dotted setting (``optimizer.lr``) comes from."""
-        return self.reasons.get(setting, "given in the recipe, or its default: see `lorabake explain " + setting + "`")
+        """Where the value of a dotted setting (``optimizer.lr``) comes from; of a table, where each derived value in it does.
+
+        Raises:
+            UserError: the recipe has no such setting.
+        """
+        if setting in self.reasons:
+            return self.reasons[setting]
+        if setting not in (known := set(self._names())):
+            raise UserError(f"The recipe has no setting '{setting}'. {nearest(setting, known)}")
+        inside = {name: why for name, why in self.reasons.items() if name.startswith(f"{setting}.")}
+        return "; ".join(f"{name.removeprefix(setting + '.')}: {why}" for name, why in inside.items()) or (
+            f"given in the recipe, or its default: see `lorabake explain {setting}`"
+        )
 
     def with_value(self, section: str, name: str, value: Any, why: str) -> Recipe:
         """A copy with one derived value and its reason."""
+        return self.with_values(section, name, value, {f"{section}.{name}": why})
+
+    def with_values(self, section: str, name: str, value: Any, reasons: Mapping[str, str]) -> Recipe:
+        """A copy with a table in which values were derived, and the reason of each by its dotted name."""
         attribute = "rates" if section == "optimizer" else section
         held = getattr(self, attribute)
         settings = held.settings if isinstance(held, Choice) else held
         changed = settings.model_copy(update={name: value})
         if isinstance(held, Choice):
             changed = Choice(held.name, changed)
-        return replace(self, **{attribute: changed, "reasons": {**self.reasons, f"{section}.{name}": why}})
+        return replace(self, **{attribute: changed, "reasons": {**self.reasons, **reasons}})
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section, as in the TOML file; absent values are left out."""
+        plain: dict[str, dict[str, Any]] = {}
+        for section, held in self._sections().items():
+            plain[section] = {}
+            for item in held:
+                plain[section] |= (
+                    {"name": item} if isinstance(item, str) else item.model_dump(mode="json", exclude_none=True)
+                )
+        return plain
 
-        def plain(settings: Settings) -> dict[str, Any]:
-            return settings.model_dump(mode="json", exclude_none=True)
-
+    def _sections(self) -> dict[str, tuple[str | Settings, ...]]:
+        """What each section holds, in the order of the TOML file: the name of a chosen part, and settings."""
         return {
-            "model": plain(self.model),
-            "data": plain(self.data),
-            "adapter": {"name": self.adapter.name, **plain(self.start), **plain(self.adapter.settings)},
-            "objective": {"name": self.objective.name, **plain(self.objective.settings)},
-            "optimizer": {"name": self.optimizer.name, **plain(self.rates), **plain(self.optimizer.settings)},
-            "schedule": {"name": self.schedule.name, **plain(self.schedule.settings)},
-            "train": plain(self.train),
-            "preservation": plain(self.preservation),
-            "validation": plain(self.validation),
-            "save": plain(self.save),
-            "sample": plain(self.sample),
-            "output": plain(self.output),
+            "model": (self.model,),
+            "data": (self.data,),
+            "adapter": (self.adapter.name, self.start, self.adapter.settings),
+            "objective": (self.objective.name, self.objective.settings),
+            "optimizer": (self.optimizer.name, self.rates, self.optimizer.settings),
+            "schedule": (self.schedule.name, self.schedule.settings),
+            "train": (self.train,),
+            "preservation": (self.preservation,),
+            "validation": (self.validation,),
+            "save": (self.save,),
+            "sample": (self.sample,),
+            "output": (self.output,),
         }
+
+    def _names(self) -> Iterator[str]:
+        """Every section and dotted setting, with a value or without."""
+        for section, held in self._sections().items():
+            yield section
+            for item in held:
+                yield from (f"{section}.{name}" for name in (["name"] if isinstance(item, str) else _names(item)))
 
     def fingerprint(self) -> str:
         """sha256 of the settings; equal recipes have equal ones."""
@@ -98,6 +131,17 @@ class Recipe:
             for name in sorted(ours.keys() | theirs.keys())
             if ours.get(name) != theirs.get(name)
         ]
+
+
+def _names(settings: BaseModel) -> Iterator[str]:
+    """Every setting, those inside tables with the table's name before theirs."""
+    for name in type(settings).model_fields:
+        yield name
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            yield from (f"{name}.{inner}" for inner in _names(value))
+        elif isinstance(value, Mapping):
+            yield from (f"{name}.{key}" for key in value)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

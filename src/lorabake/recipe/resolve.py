@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from lorabake.base.cards import find
-from lorabake.base.machine import cores
+from lorabake.base.machine import cores, usual_device, usual_precision
 from lorabake.dataset.augment import USUAL_VIEWS
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.objectives.timesteps import SHIFT
@@ -29,12 +29,19 @@ def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
     """A recipe with nothing left open. Resolving twice changes nothing."""
     buckets = resolve_buckets(recipe.data.buckets, facts)
     if buckets is not recipe.data.buckets:
-        why = f"{facts.name} works at {facts.resolution} px, with sides in steps of {facts.pixel_step}"
-        recipe = recipe.with_value("data", "buckets", buckets, why)
+        work = f"{facts.name} works at {facts.resolution} px"
+        whys = {
+            "resolution": "the largest of resolutions" if buckets.resolutions else work,
+            "step": f"{facts.name} takes sides in such steps",
+        }
+        given = recipe.data.buckets.model_fields_set
+        reasons = {f"data.buckets.{name}": why for name, why in whys.items() if name not in given}
+        recipe = recipe.with_values("data", "buckets", buckets, reasons)
     augment = recipe.data.augment
     if augment.varies and augment.views is None:
         why = f'{USUAL_VIEWS} views of each picture: steps stay as fast as with one; views = "fresh" makes a new one at every step'
-        recipe = recipe.with_value("data", "augment", augment.model_copy(update={"views": USUAL_VIEWS}), why)
+        views = augment.model_copy(update={"views": USUAL_VIEWS})
+        recipe = recipe.with_values("data", "augment", views, {"data.augment.views": why})
     if recipe.model.t5_tokens is None and facts.usual_t5_tokens is not None:
         recipe = recipe.with_value(
             "model", "t5_tokens", facts.usual_t5_tokens, f"{facts.name} was trained with as many"
@@ -88,30 +95,14 @@ def _rates(recipe: Recipe, facts: ModelFacts) -> Recipe:
 
 def _machine(recipe: Recipe, facts: ModelFacts) -> Recipe:
     if recipe.train.device is None:
-        import torch
-
-        found = torch.cuda.is_available()
-        recipe = recipe.with_value(
-            "train", "device", "cuda" if found else "cpu", "a GPU was found" if found else "no GPU was found"
-        )
+        recipe = recipe.with_value("train", "device", *usual_device())
     if recipe.train.precision is None:
         if adapter_card(recipe.adapter).trains_base:
             precision, why = "fp32", "the weights themselves are trained, and bf16 would round small steps away"
-        elif recipe.train.device == "cuda" and not _lacks_bf16():
-            precision, why = "bf16", "half the memory, and faster"
-        elif recipe.train.device == "cuda":
-            precision, why = "fp32", "this GPU has no bf16"
         else:
-            precision, why = "fp32", "as fast as bf16 on most CPUs, and exact"
+            precision, why = usual_precision(recipe.train.device or "cpu")
         recipe = recipe.with_value("train", "precision", precision, why)
     if recipe.train.threads is None:
         threads, why = (1, "small models run fastest on one thread") if facts.small else (cores(), "all cores")
         recipe = recipe.with_value("train", "threads", threads, why)
     return recipe
-
-
-def _lacks_bf16() -> bool:
-    """Whether there is a GPU, and it computes bf16 only by way of other types (older than Ampere)."""
-    import torch
-
-    return torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
