@@ -9,14 +9,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from lorabake.base.errors import UserError
 from lorabake.base.lock import exclusive, holder
 from lorabake.base.places import queue_folder
-from lorabake.fleet.queue import Queue
+from lorabake.fleet.queue import Job, Queue
 from lorabake.fleet.runner import _Follower, event_of
 
 RECIPE = {"data": {"folder": "/pictures/すず"}, "adapter": {"rank": 4}}
@@ -193,3 +193,20 @@ def test_where_it_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     assert queue_folder() == tmp_path / "lorabake" / "queue"
+
+
+def test_how_a_job_ended_first_is_how_it_ended(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may end between the question whether it runs and the answer."""
+    job, asked = add(queue), Queue.ask_to_stop
+
+    def and_it_ends(queue: Queue, job: Job, how: Literal["cancel", "stop"]) -> None:
+        asked(queue, job, how)
+        queue.end(job, "done")
+
+    with exclusive(queue.job_lock(job)):
+        begun = queue.begin(job)
+    assert begun
+    monkeypatch.setattr(Queue, "ask_to_stop", and_it_ends)
+    assert queue.cancel(begun) == "done"
+    queue.end(begun, "failed", "too late")
+    assert queue.job(job.id).ended == "done" and queue.job(job.id).message == ""

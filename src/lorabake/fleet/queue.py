@@ -22,6 +22,7 @@ from typing import Any, Literal
 from lorabake.base.errors import UserError
 from lorabake.base.files import write_atomic, write_json
 from lorabake.base.lock import exclusive, holder
+from lorabake.base.places import expanded
 
 State = Literal["waiting", "running", "stopping", "interrupted", "done", "failed", "cancelled", "damaged"]
 TO_DO: tuple[State, ...] = ("waiting", "interrupted")
@@ -57,7 +58,7 @@ class Queue:
     """The queue in a folder; every call looks at the disk."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser().absolute()
+        self.folder = expanded(folder).absolute()
 
     @property
     def lock(self) -> Path:
@@ -72,7 +73,7 @@ class Queue:
         """
         with self._editing():
             taken = [int(path.stem) for folder in ("jobs", "logs") for path in self._numbered(folder)]
-            job = Job(max(taken, default=0) + 1, name, source, into.expanduser().absolute(), recipe, continue_changed)
+            job = Job(max(taken, default=0) + 1, name, source, expanded(into).absolute(), recipe, continue_changed)
             write_json(self._file("jobs", job.id), job.to_dict())
         return job
 
@@ -173,11 +174,11 @@ class Queue:
             return self._write(job, begun=True)
 
     def end(self, job: Job, how: Literal["done", "failed", "cancelled"], message: str = "") -> None:
-        """Put down how a job ended."""
+        """Put down how a job ended, unless it has ended before: what happened first stays true."""
         with self._editing():
             self._stop(job).unlink(missing_ok=True)
-            if self._file("jobs", job.id).exists():
-                self._write(self.job(job.id), ended=how, message=message)
+            if self._file("jobs", job.id).exists() and not (known := self.job(job.id)).ended:
+                self._write(known, ended=how, message=message)
 
     def progress(self, job: Job) -> dict[str, Any]:
         """``step``, ``total_steps`` and ``loss`` as its log has them last; empty before the first step."""
