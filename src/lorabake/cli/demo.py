@@ -122,7 +122,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _write_dataset(folder: Path, name: str, console: Console) -> None:
-    from lorabake.base.files import write_atomic
     from lorabake.pocket.characters import CHARACTERS
     from lorabake.pocket.trial import write_training_set
     from lorabake.pocket.world import sheet
@@ -130,19 +129,40 @@ def _write_dataset(folder: Path, name: str, console: Console) -> None:
 
     pictures = write_training_set(folder / "dataset", CHARACTERS[name], name)
     save_grid(sheet(pictures, 10, 2), folder / "dataset.png")
-    write_atomic(folder / "recipe.toml", _RECIPE.format(name=name).encode())
+    written = _write_recipe(folder, name)
     console.print(
         f"1 of 3  drew {len(pictures)} pictures of '{name}', whom the base model never saw: {folder / 'dataset.png'}"
     )
+    if not written:
+        console.print(
+            f"note: {folder / 'recipe.toml'} is not as the demo wrote it, and is left so; the demo trains with its own. "
+            f"Train with yours: lorabake train {folder / 'recipe.toml'} --into {folder / 'another-run'}"
+        )
+
+
+def _write_recipe(folder: Path, name: str) -> bool:
+    """Write the demo's recipe where there is none, or only what the demo itself wrote; False where somebody changed it."""
+    from lorabake.base.files import write_atomic
+
+    path, kept = folder / "recipe.toml", folder / ".lorabake" / "recipe.toml"
+    recipe = _RECIPE.format(name=name).encode()
+    there, known = (file.read_bytes() if file.is_file() else None for file in (path, kept))
+    if there not in (None, known, recipe):
+        return False
+    write_atomic(kept, recipe)
+    write_atomic(path, recipe)
+    return True
 
 
 def _train(folder: Path, name: str, console: Console) -> bool:
     from lorabake.base.events import Events
     from lorabake.cli.terminal import TrainingProgress, interruptible
-    from lorabake.recipe import check
+    from lorabake.recipe import check_values
+    from lorabake.recipe.load import anchored, parse_toml
     from lorabake.train.run import train
 
-    checked = check(folder / "recipe.toml")
+    told = "The demo's recipe"
+    checked = check_values(anchored(parse_toml(_RECIPE.format(name=name), told), folder), told)
     with TrainingProgress() as progress, interruptible() as stop:
         outcome = train(checked, folder / "run", Events() if console.quiet else Events(progress), stop)
     if not outcome.finished:
