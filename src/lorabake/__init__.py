@@ -6,6 +6,8 @@ Importing it loads nothing heavy; each name below is imported when it is first u
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,3 +27,23 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'lorabake' has no attribute '{name}'")
     return getattr(importlib.import_module("lorabake.base.errors" if name in _ERRORS else "lorabake.api"), name)
+
+
+class _RoomAndVerb(ModuleType):
+    """A room that has the name of a verb: it is called as the verb is."""
+
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        verb = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module("lorabake.api"), verb)(*values, **named)
+
+
+class _Package(ModuleType):
+    """Python puts each room that is imported into the package under its name, also where a verb has that name (``train``)."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in __all__ and isinstance(value, ModuleType):
+            value.__class__ = _RoomAndVerb
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

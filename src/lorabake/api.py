@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabake.base.errors import UserError
 from lorabake.base.events import Events, Listener
+from lorabake.base.places import expanded, run_folder
 from lorabake.base.runs import Run
 from lorabake.dataset.folder import Dataset, open_dataset
 from lorabake.recipe import Checked, check, check_values
@@ -17,10 +19,18 @@ from lorabake.recipe.sections import ModelSettings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lorabake.protocols.family import Prediction, TextOptions
+    from lorabake.base.machine import Device, Precision
+    from lorabake.protocols.family import ModelFacts, Prediction, TextOption, TextOptions
+    from lorabake.sampling.prompts import Prompt
+    from lorabake.train.continuing import Agree
     from lorabake.train.run import Outcome
 
 Location = str | os.PathLike[str]
+
+
+def _warn(note: str) -> None:
+    """Told where the verb was called."""
+    warnings.warn(note, stacklevel=4)
 
 
 def open(path: Location) -> Dataset | Run | Checked:
@@ -29,7 +39,7 @@ def open(path: Location) -> Dataset | Run | Checked:
     Raises:
         UserError: it is none of them.
     """
-    location = Path(path).expanduser()
+    location = expanded(path)
     if location.suffix == ".toml" and location.is_file():
         return check(location)
     if (run := Run(location)).exists():
@@ -42,16 +52,14 @@ def validate(recipe: Location | Mapping[str, Any], **settings: Mapping[str, Any]
 
     Args:
         recipe: a recipe file, a folder of pictures, or a dict by section.
-        **settings: sections to change, such as ``adapter={"rank": 8}``.
+        **settings: sections to change, such as ``adapter={"rank": 8}``; what they do not name, in tables too, stays.
 
     Raises:
         Problems: everything that is wrong.
     """
-    from lorabake.recipe.load import read_raw
+    from lorabake.recipe.load import changed, read_raw
 
-    raw = dict(recipe) if isinstance(recipe, Mapping) else read_raw(Path(recipe))
-    for section, values in settings.items():
-        raw[section] = {**raw.get(section, {}), **values}
+    raw = changed(recipe if isinstance(recipe, Mapping) else read_raw(Path(recipe)), settings)
     return check_values(raw, subject="The recipe" if isinstance(recipe, Mapping) else str(recipe))
 
 
@@ -60,8 +68,9 @@ def train(
     into: Location | None = None,
     on_event: Listener | None = None,
     *,
-    continue_changed: bool = False,
+    continue_changed: bool | Agree = False,
     from_state: Location | None = None,
+    stop: Callable[[], bool] = lambda: False,
     **settings: Mapping[str, Any],
 ) -> Outcome:
     """Train a LoRA; the same call continues a run that was stopped or killed, to the same bytes.
@@ -70,43 +79,55 @@ def train(
         recipe: a recipe file, a folder of pictures, a dict by section, or what :func:`validate` returned.
         into: run folder; default ``runs/NAME``.
         on_event: called with every event (a dict with ``kind``).
-        continue_changed: go on with a run that is there though settings were changed since, where that can be done.
+        continue_changed: go on with a run that is there though settings were changed since, where that can be done; or a function
+            that is told the changes and says whether to.
         from_state: a checkpoint of a run that keeps states, or a run folder: a new run begins from there.
-        **settings: sections to change, such as ``train={"length": "8 epochs"}``.
+        stop: asked after every step; True ends the run there, with a save.
+        **settings: sections to change, such as ``train={"length": "8 epochs"}``, as for :func:`validate`; not where it returned ``recipe``.
 
     Raises:
         Problems: the recipe is wrong; nothing was started.
+        UserError: there are settings to change in a recipe that is checked already.
         NotFinite: training blew up; what was saved before is intact.
     """
     from lorabake.train.run import train as run_training
 
+    if isinstance(recipe, Checked) and settings:
+        raise UserError(
+            f"This recipe is checked already, and {' and '.join(settings)} would change it. Give what is to be changed to validate(), "
+            "or give train() the recipe itself. Nothing was started."
+        )
     checked = recipe if isinstance(recipe, Checked) else validate(recipe, **settings)
-    folder = Path(into) if into else Path("runs") / str(checked.recipe.output.name)
     return run_training(
         checked,
-        folder,
+        expanded(into) if into else run_folder(str(checked.recipe.output.name)),
         Events(*([on_event] if on_event else [])),
-        agree=lambda changes: continue_changed,
+        stop,
+        agree=continue_changed if callable(continue_changed) else lambda changes: continue_changed,
         from_state=Path(from_state) if from_state is not None else None,
     )
 
 
 def generate(
-    prompts: str | Sequence[str],
+    prompts: str | Prompt | Sequence[str | Prompt],
     *,
     base: Location = "pocket",
     vae: Location | None = None,
     text_encoders: Sequence[Location] = (),
     prediction: Prediction | None = None,
-    loras: Mapping[Location, float] | Sequence[Location] = (),
+    loras: Mapping[Location, float] | Sequence[Location | tuple[Location, float]] = (),
     clip_skip: int | None = None,
     max_tokens: int | None = None,
     t5_tokens: int | None = None,
+    device: Device | None = None,
+    precision: Precision | None = None,
+    on_note: Callable[[str], None] = _warn,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Image]:
-    """Draw pictures with a base model and LoRA files.
+    """Draw pictures with a base model and LoRA files. The ``info["parameters"]`` of each says how it was made.
 
     Args:
-        prompts: one or several, in kohya's prompt-line form (``"a cat --d 7 --s 20 --l 5"``).
+        prompts: one or several, in kohya's prompt-line form (``"a cat --d 7 --s 20 --l 5"``) or as objects.
         base: a single ``.safetensors`` file, a model folder, or ``pocket``.
         vae, text_encoders: to use in place of the base's own: files or folders.
         prediction: what the base predicts, where its files do not say it.
@@ -114,29 +135,41 @@ def generate(
         clip_skip: use the text encoder's N-th last layer, 1 is the last; default: as the LoRAs were trained.
         max_tokens: tokens of a prompt that are read, 75, 150 or 225; default: as the LoRAs were trained, else 75.
         t5_tokens: tokens of a prompt that T5 reads, 1 to 512; default: as the LoRAs were trained, else as the model was.
+        device: ``cpu`` or ``cuda``; default: the GPU if there is one.
+        precision: ``fp32`` or ``bf16``; default: bf16 on a GPU that has it, fp32 on a CPU.
+        on_note: told what is allowed and probably not meant, such as a prompt whose end is not read; default: a Python warning.
+        progress: called with (denoising steps done, in all).
+
+    Raises:
+        UserError: a model, a file or a prompt is not what it should be, or there is no such device.
     """
-    from lorabake.families import inspect_model, load_model
+    from lorabake.families import inspect_model, load_on
     from lorabake.sampling.apply import apply_lora
     from lorabake.sampling.draw import draw
-    from lorabake.sampling.prompts import line_to_prompt
-    from lorabake.sampling.reading import text_options
+    from lorabake.sampling.infotext import Infotext, UsedLora, write
+    from lorabake.sampling.reading import infotext_extra
 
-    weighted = loras.items() if isinstance(loras, Mapping) else ((path, 1.0) for path in loras)
+    files = _weighted(loras)
     facts = inspect_model(**source_of({}, base, vae, text_encoders, prediction))
-    files = [(Path(path), weight) for path, weight in weighted]
     asked: TextOptions = {"clip_skip": clip_skip, "max_tokens": max_tokens, "t5_tokens": t5_tokens}
-    model = load_model(facts, **text_options(facts, [path for path, _ in files], asked))
+    chosen, options = _readable(facts, prompts, [path for path, _ in files], asked, on_note)
+    model = load_on(facts, device, precision, **options)
     for path, weight in files:
         apply_lora(model, path, weight)
-    return draw(model, [line_to_prompt(line) for line in ([prompts] if isinstance(prompts, str) else prompts)])
+    pictures = draw(model, chosen, progress=progress)
+    used, extra = tuple(UsedLora(path.stem, weight) for path, weight in files), infotext_extra(options)
+    for picture, prompt in zip(pictures, chosen, strict=True):
+        picture.info["parameters"] = write(Infotext(prompt.on(facts), facts.name, loras=used, extra=extra))
+    return pictures
 
 
 def grid(
     run: Location | Run | Sequence[Location],
-    prompts: Sequence[str],
+    prompts: str | Prompt | Sequence[str | Prompt],
     *,
     weights: Sequence[float] = (1.0,),
     seeds: Sequence[int] = (),
+    last: int | None = None,
     base: Location | None = None,
     vae: Location | None = None,
     text_encoders: Sequence[Location] = (),
@@ -144,29 +177,63 @@ def grid(
     clip_skip: int | None = None,
     max_tokens: int | None = None,
     t5_tokens: int | None = None,
-    progress: Any = lambda done, total: None,
+    device: Device | None = None,
+    precision: Precision | None = None,
+    on_note: Callable[[str], None] = _warn,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Image:
     """One labelled picture: the base's row, then checkpoints × weights, by prompts × seeds.
 
     Args:
         run: a run (its checkpoints and base are used), its folder, or LoRA files.
-        prompts: in kohya's prompt-line form.
+        prompts: as for :func:`generate`.
         weights: strengths.
         seeds: draw each prompt with each of these.
+        last: only as many of the checkpoints, the newest.
         base: as for :func:`generate`; default: the run's own, with its VAE and text encoders.
-        vae, text_encoders, prediction, clip_skip, max_tokens, t5_tokens: as for :func:`generate`.
+        vae, text_encoders, prediction, clip_skip, max_tokens, t5_tokens, device, precision, on_note: as for :func:`generate`.
         progress: called with (pictures done, pictures in all).
+
+    Raises:
+        UserError: as for :func:`generate`; or the run has no LoRA files.
     """
-    from lorabake.families import inspect_model, load_model
-    from lorabake.sampling.prompts import line_to_prompt
-    from lorabake.sampling.reading import text_options
+    from lorabake.families import inspect_model, load_on
     from lorabake.sampling.tasting import taste
 
     files, own = checkpoints_of(run)
+    files = files[-last:] if last else files
     facts = inspect_model(**source_of(own, base, vae, text_encoders, prediction))
     asked: TextOptions = {"clip_skip": clip_skip, "max_tokens": max_tokens, "t5_tokens": t5_tokens}
-    model = load_model(facts, **text_options(facts, files, asked))
-    return taste(model, files, weights, [line_to_prompt(line) for line in prompts], seeds, progress).picture()
+    chosen, options = _readable(facts, prompts, files, asked, on_note)
+    model = load_on(facts, device, precision, **options)
+    return taste(model, files, weights, chosen, seeds, progress).picture()
+
+
+def _readable(
+    facts: ModelFacts,
+    prompts: str | Prompt | Sequence[str | Prompt],
+    files: Sequence[Path],
+    asked: TextOptions,
+    on_note: Callable[[str], None],
+) -> tuple[list[Prompt], dict[TextOption, int]]:
+    """Prompts as objects, and how the model is to read them; what is probably not meant is told."""
+    from lorabake.sampling.prompts import line_to_prompt
+    from lorabake.sampling.reading import prompt_notes, text_options
+
+    several = prompts if isinstance(prompts, Sequence) and not isinstance(prompts, str) else [prompts]
+    chosen = [line_to_prompt(prompt) if isinstance(prompt, str) else prompt for prompt in several]
+    options = text_options(facts, files, asked)
+    for note in prompt_notes(facts, chosen, options):
+        on_note(note)
+    return chosen, options
+
+
+def _weighted(
+    loras: Mapping[Location, float] | Sequence[Location | tuple[Location, float]],
+) -> list[tuple[Path, float]]:
+    """LoRA files with their weights."""
+    pairs = list(loras.items()) if isinstance(loras, Mapping) else loras
+    return [(expanded(item[0]), item[1]) if isinstance(item, tuple) else (expanded(item), 1.0) for item in pairs]
 
 
 def source_of(
@@ -189,17 +256,27 @@ def checkpoints_of(run: Location | Run | Sequence[Location]) -> tuple[list[Path]
         UserError: there are none.
     """
     if isinstance(run, Sequence) and not isinstance(run, str):
-        found = [Path(path) for path in run]
+        found = [expanded(path) for path in run]
         if len(found) != 1 or found[0].is_file():
             return found, {}
         run = found[0]
     if not isinstance(run, Run):
-        path = Path(run)
+        path = expanded(run)
         if path.is_file():
             return [path], {}
         run = Run(path)
     own = ModelSettings.model_validate(run.read_manifest()["recipe"]["model"]).source()
-    files = [path for path in run.checkpoint_paths() if path.is_file()]
-    if not files:
-        raise UserError(f"{run.folder} has no checkpoints yet. Let it train until the first one is saved.")
-    return files, own
+    saved = run.checkpoint_paths()
+    if files := [path for path in saved if path.is_file()]:
+        return files, own
+    if saved:
+        raise UserError(
+            f"{run.folder} trained the model itself: its checkpoints are base models, no LoRA files. Draw with one of them by "
+            f'giving it as the base, such as: lorabake generate "…" --base {saved[-1]}'
+        )
+    if run.last_checkpoint():
+        raise UserError(
+            f"The checkpoints of {run.folder} are not there any more: they were moved or deleted. Put them back, or give the LoRA files "
+            "themselves."
+        )
+    raise UserError(f"{run.folder} has no checkpoints yet. Let it train until the first one is saved.")

@@ -114,3 +114,37 @@ def test_version_and_help(lorabake: Any) -> None:
     assert lorabake("--version").out.strip() == f"lorabake {package.__version__}"
     said = lorabake("--help")
     assert said.code == 0 and "usage: lorabake" in said.out
+
+
+def test_a_finished_run_whose_files_were_moved_says_so(lorabake: Any, dataset: Path) -> None:
+    words = ["train", "mira", *SMALL, "--set", "save.every=2 steps"]
+    assert lorabake(*words).code == 0
+    files = Path("runs") / "mira" / "checkpoints"
+    assert {file.name for file in files.iterdir()} == {"mira-step00000002.safetensors", "mira.safetensors"}
+    for file in ("mira.safetensors", "mira-step00000002.safetensors"):
+        (files / file).unlink()
+        said = lorabake(*words)
+        assert said.code == 0 and f"{files / 'mira.safetensors'} is not there any more" in said.err
+        assert "--into another folder" in said.err and "Traceback" not in said.err and "Done" not in said.err
+    said = lorabake("grid", "runs/mira", "--prompt", "a girl")
+    assert said.code == 2 and "moved or deleted" in said.err
+
+
+def test_a_date_in_a_recipe_can_be_queued(lorabake: Any, dataset: Path) -> None:
+    Path("recipe.toml").write_text('[data]\nfolder = "mira"\n[output]\ncomment = 2026-01-01\n')
+    assert lorabake("queue", "add", "recipe.toml", "--queue", "queue", "--set", "output.trigger=2026-01-02").code == 0
+    (job,) = Path("queue", "jobs").iterdir()
+    assert json.loads(job.read_text())["recipe"]["output"] == {"comment": "2026-01-01", "trigger": "2026-01-02"}
+
+
+def test_where_a_queued_job_goes(lorabake: Any, dataset: Path, tmp_path: Path) -> None:
+    add = ("queue", "add", "mira", "--queue", "queue", "--json")
+    assert lorabake(*add).json["into"] == str(tmp_path / "runs" / "mira")
+    again = lorabake(*add, "--into", "runs/mira")
+    assert "job 1 goes into" in again.err
+
+
+def test_help_says_who_is_asked(lorabake: Any) -> None:
+    for words in (["train"], ["queue", "add"]):
+        said = lorabake(*words, "--help")
+        assert "`train` asks, where there is somebody to ask, and a job of the queue fails" in said.out

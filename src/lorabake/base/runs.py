@@ -111,11 +111,19 @@ class Run:
         """
         return [self.folder / event["file"] for event in self.checkpoint_events()]
 
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint that was told of last, be it still there or not; None before the first."""
+        told = self._told_checkpoints()
+        return self.folder / told[-1]["file"] if told else None
+
     def checkpoint_events(self) -> list[Event]:
         """The events that told of them; of a name that was written twice, the later one."""
+        return [event for event in self._told_checkpoints() if (self.folder / event["file"]).exists()]
+
+    def _told_checkpoints(self) -> list[Event]:
         told: dict[str, Event] = {}
         for event in self.read_events():
             if event["kind"] == "checkpoint":
                 told.pop(event["file"], None)
                 told[event["file"]] = event
-        return [event for event in told.values() if (self.folder / event["file"]).exists()]
+        return list(told.values())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorabake.protocols.family import ModelFacts, TextOption
     from lorabake.recipe import Checked
 
 
@@ -36,8 +35,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--continue-changed",
         action="store_true",
-        help="go on with a run that is there though settings were changed since, a longer train.length say; without it you are asked, "
-        "where there is somebody to ask",
+        help="go on with a run that is there though settings were changed since, a longer train.length say; without it "
+        "`train` asks, where there is somebody to ask, and a job of the queue fails",
     )
 
 
@@ -57,14 +56,6 @@ def add_base(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def base_facts(arguments: argparse.Namespace, own: Mapping[str, Any]) -> ModelFacts:
-    """Facts of the model that :func:`add_base`'s arguments ask for, or else of a run's ``own``."""
-    from lorabake.api import source_of
-    from lorabake.families import inspect_model
-
-    return inspect_model(**source_of(own, arguments.base, arguments.vae, arguments.text_encoder, arguments.prediction))
-
-
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """How prompts are read."""
     usual = "default: as the LoRA files were trained"
@@ -82,13 +73,25 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def text_options(arguments: argparse.Namespace, facts: ModelFacts, files: Sequence[Path]) -> dict[TextOption, int]:
-    """Options to load the model with that :func:`add_text_options`'s arguments ask for, or else the LoRA files."""
-    from lorabake.protocols.family import TextOption
-    from lorabake.sampling.reading import text_options as options
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """What to draw on."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to draw (default: the GPU if there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="type of the model's weights (default: bf16 on a GPU that has it, fp32 on a CPU)",
+    )
 
-    names: tuple[TextOption, ...] = get_args(TextOption)
-    return options(facts, files, {name: getattr(arguments, name) for name in names})
+
+def drawing_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments of :func:`add_base`, :func:`add_text_options` and :func:`add_machine` say to ``api.generate`` and ``api.grid``."""
+    names = ("base", "vae", "prediction", "clip_skip", "max_tokens", "t5_tokens", "device", "precision")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return {**given, "text_encoders": arguments.text_encoder, "on_note": _note}
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def checked_recipe(arguments: argparse.Namespace) -> Checked:

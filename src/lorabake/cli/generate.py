@@ -7,7 +7,7 @@ lorabake generate "zorbi, forest" --lora runs/zorbi/checkpoints/zorbi.safetensor
 from __future__ import annotations
 
 import argparse
-import sys
+import re
 from pathlib import Path
 
 HELP = "draw pictures with a base model and LoRA files"
@@ -15,7 +15,7 @@ HELP = "draw pictures with a base model and LoRA files"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``generate``."""
-    from lorabake.cli.arguments import add_base, add_json, add_text_options
+    from lorabake.cli.arguments import add_base, add_json, add_machine, add_text_options
 
     parser.add_argument(
         "prompt",
@@ -35,9 +35,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="first seed for prompts without one (default 0)")
     parser.add_argument(
-        "--out", type=Path, default=Path("pictures"), help="folder, or a .png for a single picture (default pictures/)"
+        "--out",
+        type=Path,
+        default=Path("pictures"),
+        help="folder, in which numbers go on after those that are there, or a .png for a single picture (default pictures/)",
     )
     add_text_options(parser)
+    add_machine(parser)
     add_json(parser, "print the files as JSON")
 
 
@@ -45,15 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw and save; each PNG holds its own generation parameters."""
     import dataclasses
 
+    from lorabake import api
     from lorabake.base.errors import UserError
-    from lorabake.cli.arguments import base_facts, text_options
+    from lorabake.cli.arguments import drawing_options
     from lorabake.cli.terminal import bar, show_json
-    from lorabake.families import load_model
-    from lorabake.sampling.apply import apply_lora
-    from lorabake.sampling.draw import draw
-    from lorabake.sampling.infotext import Infotext, UsedLora, save_png, write
+    from lorabake.sampling.infotext import save_png
     from lorabake.sampling.prompts import line_to_prompt, prompts_from_file
-    from lorabake.sampling.reading import infotext_extra, prompt_notes
 
     prompts = [line_to_prompt(line, arguments.seed) for line in arguments.prompt]
     if arguments.prompts:
@@ -65,25 +66,23 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     if arguments.out.suffix and len(prompts) > 1:
         raise UserError(f"{len(prompts)} pictures do not fit into '{arguments.out}'. Give a folder with --out.")
-    facts = base_facts(arguments, {})
     loras = [_lora(text) for text in arguments.lora]
-    options = text_options(arguments, facts, [path for path, _ in loras])
-    for note in prompt_notes(facts, prompts, options):
-        print(f"note: {note}", file=sys.stderr)
-    model = load_model(facts, **options)
-    for path, weight in loras:
-        apply_lora(model, path, weight)
     with bar("drawing") as progress:
-        images = draw(model, prompts, progress=progress)
-    extra = infotext_extra(options)
-    used = tuple(UsedLora(path.stem, weight) for path, weight in loras)
+        images = api.generate(prompts, loras=loras, progress=progress, **drawing_options(arguments))
+    first = _next_number(arguments.out)
     files = []
-    for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+    for index, (image, prompt) in enumerate(zip(images, prompts, strict=True), first):
         path = arguments.out if arguments.out.suffix else arguments.out / f"{index:04d}_{prompt.seed}.png"
-        save_png(image, path, write(Infotext(prompt.on(facts), facts.name, loras=used, extra=extra)))
+        save_png(image, path, image.info["parameters"])
         files.append(str(path))
     show_json(files) if arguments.json else print("\n".join(files))
     return 0
+
+
+def _next_number(folder: Path) -> int:
+    """After the highest number that a picture there begins with, so that none is written over."""
+    found = (re.match(r"[0-9]{4,}(?=_)", path.name) for path in folder.glob("*_*.png"))
+    return max((int(number[0]) for number in found if number), default=-1) + 1
 
 
 def _lora(text: str) -> tuple[Path, float]:

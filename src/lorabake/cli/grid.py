@@ -6,7 +6,6 @@ lorabake grid runs/mira --prompt "mira, forest" --prompt "mira, beach" --weights
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 HELP = "compare checkpoints × weights × prompts × seeds in one picture"
@@ -14,7 +13,7 @@ HELP = "compare checkpoints × weights × prompts × seeds in one picture"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``grid``."""
-    from lorabake.cli.arguments import add_base, add_json, add_text_options
+    from lorabake.cli.arguments import add_base, add_json, add_machine, add_text_options
 
     parser.add_argument("run", nargs="+", type=Path, metavar="RUN|LORA", help="a run folder, or LoRA files")
     parser.add_argument(
@@ -27,37 +26,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_base(parser, "the run's own")
     parser.add_argument("--out", type=Path, help=".png or .webp (default: grid.png in the run folder)")
     add_text_options(parser)
+    add_machine(parser)
     add_json(parser, "print the file as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw the grid and say where it is."""
-    from lorabake.api import checkpoints_of
+    from lorabake import api
     from lorabake.base.errors import UserError
-    from lorabake.cli.arguments import base_facts, text_options
+    from lorabake.cli.arguments import drawing_options
     from lorabake.cli.terminal import bar, show_json
-    from lorabake.families import load_model
     from lorabake.sampling.axes import seeds, weights
     from lorabake.sampling.grid import save_grid
     from lorabake.sampling.prompts import line_to_prompt, prompts_from_file
-    from lorabake.sampling.reading import prompt_notes
-    from lorabake.sampling.tasting import taste
 
     prompts = [line_to_prompt(line) for line in arguments.prompt]
     if arguments.prompts:
         prompts += prompts_from_file(arguments.prompts)
     if not prompts:
         raise UserError('No prompts: give some with --prompt "…", or a file with --prompts.')
-    files, own = checkpoints_of(arguments.run)
-    files = files[-arguments.last :] if arguments.last else files
-    chosen_weights, chosen_seeds = weights(arguments.weights), seeds(arguments.seeds) if arguments.seeds else ()
-    facts = base_facts(arguments, own)
-    options = text_options(arguments, facts, files)
-    for note in prompt_notes(facts, prompts, options):
-        print(f"note: {note}", file=sys.stderr)
-    model = load_model(facts, **options)
+    rows = weights(arguments.weights)
+    columns = seeds(arguments.seeds) if arguments.seeds else ()
     with bar("drawing") as progress:
-        picture = taste(model, files, chosen_weights, prompts, chosen_seeds, progress).picture()
+        picture = api.grid(
+            arguments.run,
+            prompts,
+            weights=rows,
+            seeds=columns,
+            last=arguments.last,
+            progress=progress,
+            **drawing_options(arguments),
+        )
     folder = arguments.run[0] if arguments.run[0].is_dir() else Path()
     out = arguments.out or folder / "grid.png"
     save_grid(picture, out)

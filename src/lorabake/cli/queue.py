@@ -71,12 +71,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _add(queue: Queue, arguments: argparse.Namespace) -> int:
+    from lorabake.base.places import expanded, run_folder
     from lorabake.cli.arguments import raw_recipe
     from lorabake.recipe import check_values
 
     raw = raw_recipe(arguments)
     name = str(check_values(raw, subject=str(arguments.recipe)).recipe.output.name)
-    into = arguments.into or Path("runs") / name
+    into = expanded(arguments.into or run_folder(name))
     same = [
         job.id for job in queue.jobs() if job.into == into.absolute() and queue.state(job) not in ("done", "cancelled")
     ]
@@ -151,7 +152,9 @@ class _Show:
 
 def _cancel(queue: Queue, job: Job, arguments: argparse.Namespace) -> int:
     state = queue.cancel(job)
-    how = "ends after its step, with a save" if state in ("running", "stopping") else "is cancelled"
+    how = {"running": "ends after its step, with a save", "stopping": "ends after its step, with a save"}.get(
+        state, f"is {state}"
+    )
     return _answer(arguments, _shown(queue, queue.job(job.id)), f"Job {job.id} {how}.")
 
 
@@ -230,19 +233,18 @@ def _work(queue: Queue, job: Job, arguments: argparse.Namespace) -> int:
 
 
 def _train(queue: Queue, job: Job) -> bool:
-    from lorabake.base.events import Events
+    from lorabake.api import train
     from lorabake.cli.terminal import interruptible, json_lines
     from lorabake.recipe import check_values
-    from lorabake.train.run import train
 
     checked = check_values(job.recipe, subject=job.source)
     with interruptible() as stop:
         outcome = train(
             checked,
             job.into,
-            Events(json_lines),
-            lambda: stop() or bool(queue.asked_to_stop(job)),
-            agree=lambda changes: job.continue_changed,
+            json_lines,
+            continue_changed=job.continue_changed,
+            stop=lambda: stop() or bool(queue.asked_to_stop(job)),
         )
     return outcome.finished
 

@@ -13,6 +13,7 @@ save, the second at once. A run whose settings were changed since says which, an
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,24 +44,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; 0 when finished, 130 when stopped by Ctrl-C."""
-    from lorabake.base.events import Events
+    from lorabake.api import train
     from lorabake.cli.arguments import checked_recipe
     from lorabake.cli.terminal import TrainingProgress, interruptible, json_lines
-    from lorabake.train.run import train
 
     checked = checked_recipe(arguments)
-    agree = _agree(arguments)
-    into: Path = arguments.into or Path("runs") / str(checked.recipe.output.name)
+    begin = functools.partial(
+        train, checked, arguments.into, continue_changed=_agree(arguments), from_state=arguments.from_state
+    )
     if arguments.json:
         with interruptible() as stop:
-            outcome = train(checked, into, Events(json_lines), stop, agree=agree, from_state=arguments.from_state)
+            outcome = begin(json_lines, stop=stop)
         return 0 if outcome.finished else 130
 
     with TrainingProgress() as progress:
         with interruptible(
             lambda: progress.say("Stopping after this step, with a save. Ctrl-C again stops at once.")
         ) as stop:
-            outcome = train(checked, into, Events(progress), stop, agree=agree, from_state=arguments.from_state)
+            outcome = begin(progress, stop=stop)
         _tell(outcome, progress)
     return 0 if outcome.finished else 130
 
@@ -87,6 +88,12 @@ def _tell(outcome: Outcome, progress: TrainingProgress) -> None:
     if not outcome.finished:
         progress.say(f"Stopped at step {outcome.steps} of {outcome.total_steps}. The same command continues.")
         return
-    final = outcome.run.checkpoint_paths()[-1]
+    final = outcome.run.last_checkpoint()
+    if final is None or not final.exists():
+        progress.say(
+            f"{final or 'The LoRA'} is not there any more: it was moved or deleted. Put it back, or make it again with the same line and "
+            "--into another folder."
+        )
+        return
     progress.say(f"Done: {outcome.steps} steps in {outcome.seconds:.0f} s. The LoRA is {final}")
     progress.say(f'Look at it: lorabake grid {outcome.run.folder} --prompt "..."')
