@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems
-from lorabake.dataset.folder import Dataset, open_dataset
+from lorabake.dataset.folder import Dataset, Sample, open_dataset
 
 
 def open_datasets(paths: Sequence[Path], **options: Any) -> Dataset:
@@ -30,7 +30,7 @@ def open_datasets(paths: Sequence[Path], **options: Any) -> Dataset:
     roots = [Path(os.path.abspath(Path(path).expanduser())) for path in paths]
     problems = _overlaps(roots)
     found: list[Dataset] = []
-    for name, root in zip(_names(roots), roots, strict=True):
+    for name, root in zip(names_of(roots), roots, strict=True):
         try:
             found.append(_renamed(open_dataset(root, number_counts=True, **options), name))
         except Problems as error:
@@ -64,7 +64,7 @@ def _overlaps(roots: Sequence[Path]) -> list[Problem]:
     return problems
 
 
-def _names(roots: Sequence[Path]) -> list[str]:
+def names_of(roots: Sequence[Path]) -> list[str]:
     """The folders' own names; a number behind those that were met before."""
     names: list[str] = []
     for root in roots:
@@ -76,15 +76,19 @@ def _names(roots: Sequence[Path]) -> list[str]:
     return names
 
 
+def renamed(samples: Iterable[Sample], label: str) -> tuple[Sample, ...]:
+    """The same with ``label`` in front of their names and folders."""
+    return tuple(
+        dataclasses.replace(sample, name=f"{label}/{sample.name}", folder=f"{label}/{sample.folder}".rstrip("/"))
+        for sample in samples
+    )
+
+
 def _renamed(dataset: Dataset, name: str) -> Dataset:
     """The same with ``name`` in front of everything."""
-    samples = tuple(
-        dataclasses.replace(sample, name=f"{name}/{sample.name}", folder=f"{name}/{sample.folder}".rstrip("/"))
-        for sample in dataset.samples
-    )
     return dataclasses.replace(
         dataset,
-        samples=samples,
+        samples=renamed(dataset.samples, name),
         notes=tuple(f"{name}: {note}" for note in dataset.notes),
         warnings=tuple(Problem(f"{name}/{item.where}", item.what) for item in dataset.warnings),
     )

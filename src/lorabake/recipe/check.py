@@ -35,7 +35,7 @@ from lorabake.recipe.sections import (
     ValidationSettings,
 )
 from lorabake.recipe.seen import SeenCaption, see_captions
-from lorabake.recipe.validation import split
+from lorabake.recipe.validation import split, trained_after_all
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
@@ -69,6 +69,7 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     notes = list(masks.notes)
     regularisation = _regularisation(values, facts, dataset, samples, problems, notes)
     held_out = _held_out(values, facts, dataset, kept_back, problems)
+    problems.extend(trained_after_all(held_out, regularisation))
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts, captions))
     problems.extend(_preservation(values, dataset))
