@@ -54,11 +54,11 @@ name = "rex"            # stays high for long, then falls quickly
 warmup = 0.05
 
 [train]
-length = "44 epochs"
+length = "40 epochs"
 batch_size = 6         # a step on six small pictures takes hardly longer than one on three
 
 [save]
-every = "22 epochs"
+every = "20 epochs"
 
 [output]
 name = "{name}"
