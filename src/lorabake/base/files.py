@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +145,22 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_new(texts: Mapping[Path, str]) -> None:
+    """Write text files that must not be there yet: all of them, or none.
+
+    Raises:
+        UserError: one of them exists, or its folder does not.
+    """
+    for path in texts:
+        if path.exists():
+            raise UserError(
+                f"{path} exists and is not overwritten. Give another name, or move it away. Nothing was written."
+            )
+        if not path.parent.is_dir():
+            raise UserError(
+                f"The folder {path.parent} does not exist. Make it first, or give another one. Nothing was written."
+            )
+    for path, text in texts.items():
+        write_atomic(path, text.encode())
