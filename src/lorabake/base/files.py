@@ -147,8 +147,8 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_new(texts: Mapping[Path, str]) -> None:
-    """Write text files that must not be there yet: all of them, or none.
+def write_new(texts: Mapping[Path, str], make: Path | None = None) -> None:
+    """Write text files that must not be there yet: all of them, or none. A folder ``make`` for them is made if need be.
 
     Raises:
         UserError: one of them exists, or its folder does not.
@@ -158,9 +158,13 @@ def write_new(texts: Mapping[Path, str]) -> None:
             raise UserError(
                 f"{path} exists and is not overwritten. Give another name, or move it away. Nothing was written."
             )
-        if not path.parent.is_dir():
+        if not (path.parent if path.parent != make else make.parent).is_dir():
             raise UserError(
                 f"The folder {path.parent} does not exist. Make it first, or give another one. Nothing was written."
             )
+    if make is not None:
+        if make.exists() and not make.is_dir():
+            raise UserError(f"{make} is a file, and a folder is needed. Give another name. Nothing was written.")
+        make.mkdir(exist_ok=True)
     for path, text in texts.items():
         write_atomic(path, text.encode())

@@ -7,7 +7,20 @@ import sys
 from collections.abc import Sequence
 
 from lorabake.base.errors import LorabakeError
-from lorabake.cli import demo, explain, generate, grid, import_, listing, pocket, queue, tensorboard, train, validate
+from lorabake.cli import (
+    demo,
+    explain,
+    export,
+    generate,
+    grid,
+    import_,
+    listing,
+    pocket,
+    queue,
+    tensorboard,
+    train,
+    validate,
+)
 
 _VERBS = {
     "demo": demo,
@@ -16,6 +29,7 @@ _VERBS = {
     "grid": grid,
     "validate": validate,
     "import": import_,
+    "export": export,
     "explain": explain,
     "list": listing,
     "queue": queue,

@@ -2,7 +2,7 @@
 
   lorabake import lora.toml --dataset dataset.toml --into mira.toml
   lorabake import job.yaml --into mira.toml
-  lorabake import preset.json                    says what would become of each key, and writes nothing
+  lorabake import preset.json                    writes recipe.toml
 
 Which trainer wrote the file is told by its content. The report has every key: taken over as it is or in other units, stated because
 it was a default there, or not taken over, with what to do instead. Relative paths in the config count from the current folder.
@@ -37,14 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     from lorabake.recipe.imports import import_config
 
     found = import_config(arguments.config, arguments.dataset)
-    if arguments.into is not None:
-        write_new({arguments.into: found.toml()})
+    write_new({arguments.into: found.toml()})
     if arguments.json:
-        show_json({**found.to_dict(), "written": str(arguments.into) if arguments.into else None})
+        show_json({**found.to_dict(), "written": str(arguments.into)})
         return 0
     print(found.report())
-    if arguments.into is None:
-        print("\nNothing was written. The recipe goes to a file with --into recipe.toml.")
-    else:
-        print(f"\nWritten: {arguments.into}. Look at it, then: lorabake validate {arguments.into}")
+    print(f"\nWritten: {arguments.into}. Look at it, then: lorabake validate {arguments.into}")
     return 0

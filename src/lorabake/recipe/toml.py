@@ -31,6 +31,11 @@ def values_to_toml(sections: Mapping[str, Mapping[str, Any]], reasons: Mapping[s
     return "\n".join(lines)
 
 
+def flat_to_toml(values: Mapping[str, Any]) -> str:
+    """Plain values of one table, a line each."""
+    return "".join(f"{_key(name)} = {_value(value)}\n" for name, value in values.items())
+
+
 def _line(reasons: Mapping[str, str], dotted: str, name: str, value: Any) -> str:
     return f"{_key(name)} = {_value(value)}" + _comment(reasons.get(dotted))
 

@@ -100,6 +100,24 @@ def trimmed(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
     return found
 
 
+def unusual(given: Mapping[str, Any], section: str) -> list[str]:
+    """Dotted names of the settings of a section that are not our defaults."""
+    usual = SECTIONS.get(section)
+    kind = given.get("name") or PARTS.get(section)
+    if section in PARTS and kind in cards(section):
+        usual = cards(section)[str(kind)].settings
+    kept = _unusual(given, usual, section) if usual else {}
+    return [f"{section}.{name}" for name, value in _flat(kept) if value is not None and value != []]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping) and name not in ("block_lr", "block_rank"):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _unusual(given: Mapping[str, Any], usual: type[BaseModel], where: str) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, value in given.items():

@@ -42,7 +42,7 @@ _PACKAGES: dict[str, dict[str, Any]] = {
 }
 """Defaults of the packages that are not ours."""
 
-_ARGUMENTS: dict[str, tuple[str, ...]] = {
+ARGUMENTS: dict[str, tuple[str, ...]] = {
     "adamw": ("betas", "eps", "weight_decay"),
     "adamw-8bit": ("betas", "eps", "weight_decay"),
     "lion": ("betas", "weight_decay"),
@@ -115,7 +115,7 @@ def optimizer(reading: Reading, key: str, name: str, arguments: Mapping[str, Any
         return None
     reading.put("optimizer.name", ours, key, note)
     left = dict(arguments)
-    for argument in _ARGUMENTS[ours]:
+    for argument in ARGUMENTS[ours]:
         if argument in left:
             _put(reading, ours, argument, left.pop(argument), arguments_key)
         elif argument in _PACKAGES.get(ours, {}):
