@@ -13,6 +13,17 @@ from lorabake.recipe.imports._kohya_rows import LOSSES, OPTIMIZERS, PRECISIONS, 
 
 _MODULES = {"flux": "networks.lora_flux", "sd3": "networks.lora_sd3", "sd": "networks.lora"}
 _USUAL_LR = 1e-4
+_SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+)
+"""Those of sd-scripts that are ours too."""
 
 
 def training(writing: Writing, flow: bool) -> str:
@@ -32,11 +43,7 @@ def training(writing: Writing, flow: bool) -> str:
 def _rows(writing: Writing) -> None:
     for row in TRAINING:
         value = writing.get(row.setting)
-        off = (
-            value in (None, "", False)
-            or (row.setting.endswith("_timestep") and value in row.off)
-            or (row.key == "validation_split" and not value)
-        )
+        off = value is None or value is False or value == "" or value in row.off
         if row.key in ("validation_seed", "validation_split") and not writing.get("validation.share"):
             continue
         if row.key == "prior_loss_weight" and not writing.get("data.regularisation"):
@@ -166,7 +173,7 @@ def _schedule(writing: Writing, lr: float, steps: int | None) -> None:
         writing.put("lr_scheduler_min_lr_ratio", floor, "schedule.floor")
     elif floor and not (name == "polynomial" and lr and math.isclose(floor, _schedules.POLYNOMIAL_END / lr)):
         writing.lost("schedule.floor", "this schedule of sd-scripts falls to zero.")
-    if theirs not in _schedules.NAMES:
+    if theirs not in _SCHEDULES:
         writing.lost("schedule.name", "sd-scripts has no such schedule: the config has cosine.")
         theirs = "cosine"
         for setting in ("first_cycle", "cycle_growth", "decay", "d"):

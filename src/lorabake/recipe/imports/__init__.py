@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.recipe.imports import _checks, ai_toolkit, kohya, kohya_data, kohya_gui, onetrainer
+from lorabake.recipe.imports import _checks, _values, ai_toolkit, kohya, kohya_data, kohya_gui, onetrainer
 from lorabake.recipe.imports._files import read_config
 from lorabake.recipe.imports._kohya_rows import IDLE_KEYS, LEFT, LOST, TRAINING
 from lorabake.recipe.imports._paths import beside
@@ -95,7 +95,7 @@ def import_config(path: str | os.PathLike[str], dataset: str | os.PathLike[str] 
             "A dataset config says nothing of the training: those are sd-scripts' defaults. Give the training config, and this one as --dataset.",
         )
     else:
-        _READERS[trainer](reading, pictures)
+        _read(source, trainer, reading, pictures)
     if reading.problems:
         raise Problems(
             str(source), _once(reading.problems), "Nothing was written: put the values right, and import again."
@@ -110,6 +110,16 @@ def import_config(path: str | os.PathLike[str], dataset: str | os.PathLike[str] 
         tuple(dict.fromkeys(reading.warnings)),
     )
     return replace(found, warnings=(*found.warnings, *_checks.remaining(found)))
+
+
+def _read(source: Path, trainer: str, reading: Reading, pictures: Mapping[str, Any] | None) -> None:
+    """Values deep inside tables that are not of their kind are told without their key: no config that works has any."""
+    try:
+        _READERS[trainer](reading, pictures)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{source}: a value in it {error}. Nothing was written.") from None
 
 
 def _untold(reading: Reading) -> tuple[str, ...]:
@@ -171,7 +181,7 @@ def _detect(path: Path, given: dict[str, Any]) -> str:
 
 def _what_else(given: Mapping[str, Any]) -> str:
     ours = {*SECTIONS, *PARTS}
-    if given.keys() <= ours:
+    if given.keys() <= ours and not isinstance(_values.table(given.get("model")).get("type"), str):
         return "is a recipe already. Train it with `lorabake train`."
     if all(
         isinstance(value, Mapping) and {"caption", "tags", "train_resolution"} & value.keys()

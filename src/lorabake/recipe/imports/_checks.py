@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -82,8 +82,8 @@ def _tell(reading: Reading, setting: str, why: str) -> None:
             reading.lines[index] = replace(line, kind="lost", setting="", value=None, note=f"{setting}: {why}")
 
 
-_DERIVED = ("data.buckets.resolution", "data.buckets.step", "train.max_grad_norm")
-"""Settings whose default may go by the model or the optimizer: what is given stays given."""
+_KEPT = ("data.buckets.resolution", "data.buckets.step", "train.max_grad_norm", "train.length", "adapter.rank")
+"""Settings that stay though they are our default: that may go by the model or the optimizer, or one looks for them first."""
 
 
 def trimmed(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -126,7 +126,7 @@ def _unusual(given: Mapping[str, Any], usual: type[BaseModel], where: str) -> di
         if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel):
             if deeper := _unusual(value, inner, f"{where}.{name}"):
                 kept[name] = deeper
-        elif field is None or f"{where}.{name}" in _DERIVED or not _is_default(field, value):
+        elif field is None or f"{where}.{name}" in _KEPT or not _is_default(field, value):
             kept[name] = value
     return kept
 
@@ -149,8 +149,8 @@ def remaining(found: Imported) -> Iterator[str]:
     folders = [folder] if isinstance(folder, str) else folder
     if (
         is_hub_name(base)
-        or not (base == "pocket" or Path(base).exists())
-        or not all(Path(one).is_dir() for one in folders)
+        or not (base == "pocket" or os.path.exists(base))
+        or not all(os.path.isdir(one) for one in folders)
     ):
         return
     try:

@@ -36,12 +36,12 @@ def located(reading: Reading, key: str, text: str, *, model: bool = False) -> st
 
 def is_hub_name(text: str) -> bool:
     """Whether it is ``owner/model`` and no file or folder here."""
-    return bool(_HUB.match(text)) and not text.lower().endswith(_FILES) and not Path(text).exists()
+    return bool(_HUB.match(text)) and not text.lower().endswith(_FILES) and not os.path.exists(text)
 
 
 def beside(config: Path, text: str) -> Path | None:
     """A file that a config names: from the current folder, else from the config's own or the one above it."""
     for folder in (Path(), config.parent, config.parent.parent):
-        if (folder / text).is_file():
+        if os.path.isfile(folder / text):
             return folder / text
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import math
+from collections.abc import Mapping
 from typing import Any
 
 _NOTHING = ("", "none", "null")
@@ -81,6 +82,16 @@ def shown(value: Any) -> str:
         told = str(value) if value != "" else '""'
     told = " ".join("".join(character if character.isprintable() else " " for character in told).split())
     return told if len(told) <= 60 else told[:57] + "..."
+
+
+def tables(value: Any) -> list[Mapping[str, Any]]:
+    """The tables in a list; what else is in it is left out."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def table(value: Any) -> Mapping[str, Any]:
+    """A table; anything else is an empty one."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def span(count: int, unit: str) -> str:

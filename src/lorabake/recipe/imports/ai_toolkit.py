@@ -215,7 +215,7 @@ def _saving(save: Reading, micro: int) -> None:
 
 def _samples(sample: Reading, trigger: str | None, micro: int, train: Reading) -> None:
     prompts = sample.given.get("prompts") or [
-        item.get("prompt") for item in sample.given.get("samples") or [] if isinstance(item, Mapping)
+        item.get("prompt") for item in _values.tables(sample.given.get("samples"))
     ]
     texts = [str(prompt) for prompt in prompts if not _values.is_nothing(prompt)] if isinstance(prompts, list) else []
     sample.seen |= {"prompts", "samples"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _MOST_CAPTIONS = 5000
 
 
 def datasets(process: Reading, trigger: str | None) -> None:
-    given = [item for item in process.given.get("datasets") or [] if isinstance(item, Mapping)]
+    given = _values.tables(process.given.get("datasets"))
     process.seen.add("datasets")
     trained = [item for item in given if not item.get("is_reg")]
     regularised = [item for item in given if item.get("is_reg")]
@@ -100,7 +101,7 @@ def _sizes(part: Reading, trained: Sequence[Mapping[str, Any]]) -> None:
     for item in trained:
         given = item.get("resolution", 512)
         sides += [int(side) for side in (_values.numbers(given) if not _values.is_nothing(given) else [512])]
-    found = sorted(set(sides))
+    found = sorted(set(sides)) or [512]
     stated = None if part.has("resolution") else "default"
     if len(found) > 1:
         part.put(
@@ -176,7 +177,7 @@ def _captions(process: Reading, part: Reading, folders: Sequence[str], trigger: 
 def _read_captions(folders: Sequence[str], extension: str) -> list[str]:
     texts: list[str] = []
     for folder in folders:
-        if Path(folder).is_dir():
+        if os.path.isdir(folder):
             for path in sorted(Path(folder).glob(f"*.{extension}"))[:_MOST_CAPTIONS]:
                 texts.append(path.read_text(encoding="utf-8", errors="replace")[:10_000])
     return texts

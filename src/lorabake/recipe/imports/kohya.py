@@ -291,9 +291,9 @@ def _precision(reading: Reading) -> None:
         reading.left(
             "mixed_precision", "fp16 is not computed in here, because it overflows: bf16 where a GPU has it, else fp32."
         )
-    elif given == "no":
-        reading.put("train.precision", "fp32", "mixed_precision")
-    elif given:
+    elif given in ("", "no"):
+        reading.put("train.precision", "fp32", "mixed_precision", kind=None if given else "default")
+    else:
         reading.lost("mixed_precision", "it is none of no, fp16 and bf16.")
 
 

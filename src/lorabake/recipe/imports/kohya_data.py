@@ -65,21 +65,21 @@ def data(training: Reading, dataset: Mapping[str, Any] | None) -> None:
 def subsets_of(dataset: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """(dataset, subset) tables, in their order."""
     found = []
-    for one in dataset.get("datasets") or []:
+    for one in _values.tables(dataset.get("datasets")):
         if isinstance(one, Mapping):
-            found += [(one, subset) for subset in one.get("subsets") or [] if isinstance(subset, Mapping)]
+            found += [(one, subset) for subset in _values.tables(one.get("subsets"))]
     return found
 
 
 def _subsets(training: Reading, dataset: Mapping[str, Any]) -> list[Subset]:
-    general = dataset.get("general") or {}
+    general = _values.table(dataset.get("general"))
     fallback = {key: training.given[key] for key in _FALL_BACK if training.has(key)}
     found: list[Subset] = []
     _unknown(training, general, "general.", KEYS)
     for key in dataset:
         if key not in ("general", "datasets") and not isinstance(training.given.get(key), type(dataset[key])):
             training.part(dataset, "").say("unknown", key, note="sd-scripts refuses a dataset config with it.")
-    for one in dataset.get("datasets") or []:
+    for one in _values.tables(dataset.get("datasets")):
         if isinstance(one, Mapping):
             _unknown(training, one, "datasets.", KEYS | {"subsets"})
     for one, subset in subsets_of(dataset):
@@ -181,7 +181,7 @@ def _folders_of_training(training: Reading) -> None:
 
 def _unnumbered(training: Reading, folder: Path) -> None:
     """sd-scripts trains numbered subfolders alone; here everything in the folder is trained."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return
     loose = [item.name for item in sorted(folder.iterdir()) if item.suffix.lower() in PICTURE_EXTENSIONS]
     others = [
@@ -281,7 +281,7 @@ def _class_tokens(part: Reading, trained: Sequence[Subset]) -> None:
 
 def _inside(reading: Reading, folder: Path) -> None:
     """sd-scripts looks at an image_dir alone; here its subfolders are trained too."""
-    if folder.is_dir():
+    if os.path.isdir(folder):
         inner = [
             item.name
             for item in sorted(folder.iterdir())
@@ -318,7 +318,9 @@ def _buckets(reading: Reading) -> None:
             if reading.has(key):
                 reading.unused(key, "there are no buckets without enable_bucket.")
         return
-    if reading.has("bucket_reso_steps") and step is None:
+    if step is None and not reading.has("bucket_reso_steps"):
+        reading.default("data.buckets.step", 64, "bucket_reso_steps")
+    elif step is None:
         reading.put("data.buckets.step", reading.whole("bucket_reso_steps"), "bucket_reso_steps")
     frozen = reading.flag("bucket_no_upscale")
     if reading.has("bucket_no_upscale"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def _concepts(reading: Reading) -> Sequence[Any] | None:
         return reading.given["concepts"]
     name = reading.text("concept_file_name")
     path = Path(name) if name else None
-    if path is not None and path.is_file():
+    if path is not None and os.path.isfile(path):
         from lorabake.recipe.imports._files import read_config
 
         found = read_config(path)
