@@ -16,7 +16,17 @@ from lorabake.recipe.imports._checks import prediction_of
 from lorabake.recipe.load import parse_sections
 from lorabake.recipe.recipe import Recipe
 
-OPTIMIZERS = ("adamw", "adamw-8bit", "lion", "prodigy", "dadapt-adam", "adafactor", "adamw-schedule-free", "prodigy-schedule-free", "came")
+OPTIMIZERS = (
+    "adamw",
+    "adamw-8bit",
+    "lion",
+    "prodigy",
+    "dadapt-adam",
+    "adafactor",
+    "adamw-schedule-free",
+    "prodigy-schedule-free",
+    "came",
+)
 
 
 def drawn(rng: random.Random, home: Path) -> dict[str, dict[str, Any]]:
@@ -35,26 +45,92 @@ def drawn(rng: random.Random, home: Path) -> dict[str, dict[str, Any]]:
     if adapts and flow:
         text = [lr, 0.0]
     recipe: dict[str, dict[str, Any]] = {
-        "model": {"base": str(home / "base.safetensors"), **({"vae": str(home / "ae.sft"), "text_encoders": [str(home / "clip_l.safetensors"), str(home / "t5xxl.safetensors")]} if flow else {}),
-                  **({} if flow else maybe(clip_skip=2) | maybe(max_tokens=150) | maybe(0.2, prediction="v"))},
-        "data": {"folder": folders if several else folders[0], **({"repeats": rng.choice([2, [3, 1]])} if several else maybe(repeats=5)), **maybe(flip=True), **maybe(regularisation=[str(home / "class")], prior_loss_weight=0.5),
-                 "captions": {**maybe(shuffle=True, keep_tokens=2), **maybe(caption_dropout=0.1), **maybe(prefix="x,"), **maybe(tag_dropout=0.1), **maybe(token_warmup="100 steps", token_warmup_min=2), **maybe(wildcards=True)},
-                 "buckets": rng.choice([{"resolution": 768, "step": 64, "min": 320, "max": 1536}, {"resolution": [512, 768], "step": 32, "upscale": False}, {"resolution": 512, "enabled": False}]),
-                 **maybe(0.3, augment={"random_crop": True, "views": "fresh"}), **maybe(0.3, masks={"source": "alpha", "normalise": "none"})},
-        "adapter": {"name": "lora", "rank": rng.choice([4, 16, 64]), "alpha": rng.choice([1.0, 8.0]), **({} if flow else maybe(conv_rank=8, conv_alpha=4.0)), **maybe(dropout=0.1), **maybe(rank_dropout=0.1),
-                    **maybe(0.2, start_from=str(home / "start.safetensors"))},
-        "optimizer": {"name": optimizer, "lr": lr, "text_encoder_lr": text, **({} if adapts or optimizer == "prodigy-schedule-free" else maybe(0.3, lora_plus_ratio=4.0)), **maybe(weight_decay=0.125)},
-        "schedule": {"name": schedule, **maybe(warmup=0.125 if epochs else "50 steps"), **({"cycles": 3} if schedule == "cosine-restarts" else {}), **({"power": 2.0, "floor": 1e-7 / lr} if schedule == "polynomial" else {}),
-                     **({"timescale": "200 steps"} if schedule == "inverse-sqrt" else {}), **(maybe(floor=0.1) if schedule == "cosine" else {})},
-        "objective": {"weighting": "none" if flow else rng.choice(["none", "min-snr", "debiased"]), **({"name": "flow", "timesteps": "shift", "shift": 3.0} if flow else {}),
-                      **maybe(0.3, loss="huber", huber_schedule="exponential", huber_c=0.2), **({} if flow else maybe(0.3, noise="pyramid", pyramid_iterations=8)), **maybe(0.3, input_perturbation=0.1)},
-        "train": {"length": "7 epochs" if epochs else "900 steps", "batch_size": rng.choice([1, 4]), "gradient_accumulation": rng.choice([1, 2]), "max_grad_norm": rng.choice([0.0, 1.0]), "seed": rng.randrange(1000),
-                  "precision": rng.choice(["bf16", "fp32"]), **({} if adapts or "schedule-free" in optimizer else maybe(0.3, max_weight_norm=1.0)), **maybe(gradient_checkpointing=True)},
-        "save": {"every": rng.choice(["2 epochs", "100 steps"]), "dtype": rng.choice(["fp16", "bf16", "fp32"]), **maybe(keep=3), **maybe(keep_state=True)},
+        "model": {
+            "base": str(home / "base.safetensors"),
+            **(
+                {
+                    "vae": str(home / "ae.sft"),
+                    "text_encoders": [str(home / "clip_l.safetensors"), str(home / "t5xxl.safetensors")],
+                }
+                if flow
+                else {}
+            ),
+            **({} if flow else maybe(clip_skip=2) | maybe(max_tokens=150) | maybe(0.2, prediction="v")),
+        },
+        "data": {
+            "folder": folders if several else folders[0],
+            **({"repeats": rng.choice([2, [3, 1]])} if several else maybe(repeats=5)),
+            **maybe(flip=True),
+            **maybe(regularisation=[str(home / "class")], prior_loss_weight=0.5),
+            "captions": {
+                **maybe(shuffle=True, keep_tokens=2),
+                **maybe(caption_dropout=0.1),
+                **maybe(prefix="x,"),
+                **maybe(tag_dropout=0.1),
+                **maybe(token_warmup="100 steps", token_warmup_min=2),
+                **maybe(wildcards=True),
+            },
+            "buckets": rng.choice(
+                [
+                    {"resolution": 768, "step": 64, "min": 320, "max": 1536},
+                    {"resolution": [512, 768], "step": 32, "upscale": False},
+                    {"resolution": 512, "enabled": False},
+                ]
+            ),
+            **maybe(0.3, augment={"random_crop": True, "views": "fresh"}),
+            **maybe(0.3, masks={"source": "alpha", "normalise": "none"}),
+        },
+        "adapter": {
+            "name": "lora",
+            "rank": rng.choice([4, 16, 64]),
+            "alpha": rng.choice([1.0, 8.0]),
+            **({} if flow else maybe(conv_rank=8, conv_alpha=4.0)),
+            **maybe(dropout=0.1),
+            **maybe(rank_dropout=0.1),
+            **maybe(0.2, start_from=str(home / "start.safetensors")),
+        },
+        "optimizer": {
+            "name": optimizer,
+            "lr": lr,
+            "text_encoder_lr": text,
+            **({} if adapts or optimizer == "prodigy-schedule-free" else maybe(0.3, lora_plus_ratio=4.0)),
+            **maybe(weight_decay=0.125),
+        },
+        "schedule": {
+            "name": schedule,
+            **maybe(warmup=0.125 if epochs else "50 steps"),
+            **({"cycles": 3} if schedule == "cosine-restarts" else {}),
+            **({"power": 2.0, "floor": 1e-7 / lr} if schedule == "polynomial" else {}),
+            **({"timescale": "200 steps"} if schedule == "inverse-sqrt" else {}),
+            **(maybe(floor=0.1) if schedule == "cosine" else {}),
+        },
+        "objective": {
+            "weighting": "none" if flow else rng.choice(["none", "min-snr", "debiased"]),
+            **({"name": "flow", "timesteps": "shift", "shift": 3.0} if flow else {}),
+            **maybe(0.3, loss="huber", huber_schedule="exponential", huber_c=0.2),
+            **({} if flow else maybe(0.3, noise="pyramid", pyramid_iterations=8)),
+            **maybe(0.3, input_perturbation=0.1),
+        },
+        "train": {
+            "length": "7 epochs" if epochs else "900 steps",
+            "batch_size": rng.choice([1, 4]),
+            "gradient_accumulation": rng.choice([1, 2]),
+            "max_grad_norm": rng.choice([0.0, 1.0]),
+            "seed": rng.randrange(1000),
+            "precision": rng.choice(["bf16", "fp32"]),
+            **({} if adapts or "schedule-free" in optimizer else maybe(0.3, max_weight_norm=1.0)),
+            **maybe(gradient_checkpointing=True),
+        },
+        "save": {
+            "every": rng.choice(["2 epochs", "100 steps"]),
+            "dtype": rng.choice(["fp16", "bf16", "fp32"]),
+            **maybe(keep=3),
+            **maybe(keep_state=True),
+        },
         "sample": maybe(prompts_file=str(home / "prompts.txt"), every="1 epoch"),
         "validation": maybe(0.3, share=0.125, seed=5, every="2 epochs"),
         "output": {"name": "mira", **maybe(comment="hello")},
-    }  # fmt: skip
+    }
     if recipe["objective"]["weighting"] == "min-snr":
         recipe["objective"]["min_snr_gamma"] = 6.0
     return recipe
@@ -91,7 +167,7 @@ def test_a_second_round_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     """What an import stated stays as it is through export and import."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "foreign.toml").write_text(
-        'pretrained_model_name_or_path = "b.safetensors"\nnetwork_module = "networks.lora"\nnetwork_dim = 8\ntrain_data_dir = "p"\nlr_scheduler = "polynomial"\nlr_warmup_steps = 0.1\n'
+        'pretrained_model_name_or_path = "b.safetensors"\nnetwork_module = "networks.lora"\nnetwork_dim = 8\ntrain_data_dir = "p"\nlr_scheduler = "polynomial"\nlr_warmup_steps = 0.1\n'  # noqa: E501
         'optimizer_type = "AdaFactor"\nresolution = "640,512"\nenable_bucket = true\nmultires_noise_iterations = 6\nnetwork_args = ["conv_dim=4"]\n'
     )
     first = import_config(tmp_path / "foreign.toml")
@@ -104,7 +180,12 @@ def test_what_sd_scripts_cannot_say_is_loud(tmp_path: Path) -> None:
     told = export_recipe(
         {
             "model": {"base": str(tmp_path / "b.safetensors")},
-            "data": {"folder": str(tmp_path / "p"), "masks": {"source": "alpha"}, "augment": {"hue": 3.0}, "captions": {"token_warmup": "2 epochs"}},
+            "data": {
+                "folder": str(tmp_path / "p"),
+                "masks": {"source": "alpha"},
+                "augment": {"hue": 3.0},
+                "captions": {"token_warmup": "2 epochs"},
+            },
             "schedule": {"name": "rex", "d": 0.5},
             "objective": {"weighting": "p2", "timesteps": "stratified"},
             "preservation": {"weight": 1.0},
@@ -112,10 +193,18 @@ def test_what_sd_scripts_cannot_say_is_loud(tmp_path: Path) -> None:
             "train": {"ema": [0.99], "threads": 2},
             "output": {"trigger": "zorbi"},
         }
-    )  # fmt: skip
+    )
     by_kind = {kind: {line.key for line in told.lines if line.kind == kind} for kind in ("lost", "left")}
-    assert by_kind["lost"] == {"data.masks.normalise", "data.augment.hue", "data.captions.token_warmup", "schedule.name", "objective.weighting", "objective.timesteps",
-                               "preservation.weight", "optimizer.block_lr"}  # fmt: skip
+    assert by_kind["lost"] == {
+        "data.masks.normalise",
+        "data.augment.hue",
+        "data.captions.token_warmup",
+        "schedule.name",
+        "objective.weighting",
+        "objective.timesteps",
+        "preservation.weight",
+        "optimizer.block_lr",
+    }
     assert by_kind["left"] == {"train.ema", "train.threads", "output.trigger"}
     assert "CANNOT SAY IT" in told.report()
 

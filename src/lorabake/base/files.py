@@ -158,9 +158,10 @@ def write_new(texts: Mapping[Path, str], make: Path | None = None) -> None:
             raise UserError(
                 f"{path} exists and is not overwritten. Give another name, or move it away. Nothing was written."
             )
-        if not (path.parent if path.parent != make else make.parent).is_dir():
+        needed = path.parent.parent if path.parent == make else path.parent
+        if not needed.is_dir():
             raise UserError(
-                f"The folder {path.parent} does not exist. Make it first, or give another one. Nothing was written."
+                f"The folder {needed} does not exist. Make it first, or give another one. Nothing was written."
             )
     if make is not None:
         if make.exists() and not make.is_dir():

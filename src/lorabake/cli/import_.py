@@ -25,7 +25,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dataset", type=Path, metavar="FILE", help="the dataset config of sd-scripts that goes with it"
     )
     parser.add_argument(
-        "--into", type=Path, metavar="RECIPE", help="write the recipe to this file (default: only report)"
+        "--into",
+        type=Path,
+        default=Path("recipe.toml"),
+        metavar="RECIPE",
+        help="file for the recipe (default: recipe.toml)",
     )
     add_json(parser, "print the report and the recipe as JSON")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -52,7 +53,9 @@ def test_what_is_no_config(tmp_path: Path, name: str, content: bytes, says: str)
 
 
 def test_a_bomb_of_aliases_is_too_large(tmp_path: Path) -> None:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"] + [
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)
+    ]
     (tmp_path / "bomb.yaml").write_text("\n".join(lines))
     with pytest.raises(UserError, match="too large"):
         import_config(tmp_path / "bomb.yaml")
@@ -98,11 +101,16 @@ def test_marks_and_line_ends_of_other_systems(tmp_path: Path, encoding: str) -> 
 
 
 def test_a_dataset_config_alone_and_in_sections_and_as_json(imported: Any, tmp_path: Path) -> None:
-    dataset = {"general": {"keep_tokens": 2}, "datasets": [{"resolution": 512, "subsets": [{"image_dir": "a", "num_repeats": 4}]}]}
+    dataset = {
+        "general": {"keep_tokens": 2},
+        "datasets": [{"resolution": 512, "subsets": [{"image_dir": "a", "num_repeats": 4}]}],
+    }
     alone = imported(dataset)
     assert alone.trainer == "a dataset config of kohya's sd-scripts" and alone.values["data"]["repeats"] == 4
     assert any("says nothing of the training" in warning for warning in alone.warnings)
-    sections = imported('[one]\npretrained_model_name_or_path = "b"\n[two]\nnetwork_dim = 8\nnetwork_module = "networks.lora"\nmax_train_epochs = 3\n')
+    sections = imported(
+        '[one]\npretrained_model_name_or_path = "b"\n[two]\nnetwork_dim = 8\nnetwork_module = "networks.lora"\nmax_train_epochs = 3\n'
+    )
     assert sections.values["adapter"]["rank"] == 8 and sections.values["train"]["length"] == "3 epochs"
     (tmp_path / "data.json").write_text(json.dumps(dataset))
     named = imported(KOHYA + 'dataset_config = "data.json"\n')
@@ -113,7 +121,33 @@ def test_nothing_that_is_thrown_at_it_breaks_it(imported: Any) -> None:
     """Values of any kind under every key that is known: an import, or a message that names the key."""
     from lorabake.recipe.imports import _KOHYA_KEYS
 
-    odd = [None, "", "x", -1, 0, 1, 2.5, 1e300, "1e400", True, False, [], [1, "a", None], {}, {"a": 1}, "\ud800", "a" * 300, "C:\\x", "True", "0.5", "none", "--", "=", "a=b=c", "1,2,3"]
+    odd = [
+        None,
+        "",
+        "x",
+        -1,
+        0,
+        1,
+        2.5,
+        1e300,
+        "1e400",
+        True,
+        False,
+        [],
+        [1, "a", None],
+        {},
+        {"a": 1},
+        "\ud800",
+        "a" * 300,
+        "C:\\x",
+        "True",
+        "0.5",
+        "none",
+        "--",
+        "=",
+        "a=b=c",
+        "1,2,3",
+    ]
     rng = random.Random(8)
     keys = sorted(_KOHYA_KEYS)
     refused = 0
@@ -122,7 +156,14 @@ def test_nothing_that_is_thrown_at_it_breaks_it(imported: Any) -> None:
         if round_ % 3 == 1:
             config |= GUI
         if round_ % 3 == 2:
-            config = {**ONETRAINER, "optimizer": rng.choice(odd), "unet": rng.choice(odd), "concepts": rng.choice(odd), "learning_rate": rng.choice(odd), "resolution": rng.choice(odd)}
+            config = {
+                **ONETRAINER,
+                "optimizer": rng.choice(odd),
+                "unet": rng.choice(odd),
+                "concepts": rng.choice(odd),
+                "learning_rate": rng.choice(odd),
+                "resolution": rng.choice(odd),
+            }
         else:
             config |= {key: rng.choice(odd) for key in rng.sample(keys, 12)}
         try:
@@ -136,14 +177,35 @@ def test_odd_jobs_do_not_break_it_either(imported: Any) -> None:
     odd: list[Any] = [None, "", "x", -1, 0, 2.5, True, [], [1, None], {}, {"a": 1}, [[]], [{}], "1e-4"]
     rng = random.Random(8)
     for _ in range(200):
-        process = {"type": "sd_trainer", **{key: rng.choice(odd) for key in ("network", "save", "datasets", "train", "model", "sample", "trigger_word")}}
-        for key, names in {"train": ("lr", "steps", "optimizer", "ema_config", "optimizer_params", "lr_scheduler_params", "timestep_type"), "model": ("name_or_path", "arch"),
-                           "network": ("type", "linear", "conv", "network_kwargs"), "sample": ("prompts", "samples", "neg", "seed")}.items():  # fmt: skip
+        process = {
+            "type": "sd_trainer",
+            **{
+                key: rng.choice(odd)
+                for key in ("network", "save", "datasets", "train", "model", "sample", "trigger_word")
+            },
+        }
+        for key, names in {
+            "train": (
+                "lr",
+                "steps",
+                "optimizer",
+                "ema_config",
+                "optimizer_params",
+                "lr_scheduler_params",
+                "timestep_type",
+            ),
+            "model": ("name_or_path", "arch"),
+            "network": ("type", "linear", "conv", "network_kwargs"),
+            "sample": ("prompts", "samples", "neg", "seed"),
+        }.items():
             if rng.random() < 0.6:
                 process[key] = {name: rng.choice(odd) for name in names}
         if rng.random() < 0.6:
-            process["datasets"] = [{name: rng.choice(odd) for name in ("folder_path", "resolution", "num_repeats", "is_reg", "mask_path", "default_caption")}]
-        try:
+            process["datasets"] = [
+                {
+                    name: rng.choice(odd)
+                    for name in ("folder_path", "resolution", "num_repeats", "is_reg", "mask_path", "default_caption")
+                }
+            ]
+        with contextlib.suppress(UserError):
             imported({"job": "extension", "config": {"name": rng.choice(odd), "process": [process]}})
-        except UserError:
-            pass

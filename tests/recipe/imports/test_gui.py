@@ -29,9 +29,27 @@ LEAST = {
 
 
 def test_text_for_numbers_and_zeros_for_nothing(imported: Any, tmp_path: Path) -> None:
-    found = imported({**LEAST, "seed": "1234", "clip_skip": "2", "min_snr_gamma": 0, "noise_offset": 0, "noise_offset_type": "Original", "max_train_steps": "", "max_train_epochs": "",
-                      "save_every_n_epochs": 2, "scale_weight_norms": 0, "keep_tokens": "3", "vae": "", "network_weights": None, "min_timestep": 0, "max_timestep": 1000,
-                      "lr_scheduler_num_cycles": "", "caption_dropout_rate": 0.05})  # fmt: skip
+    found = imported(
+        {
+            **LEAST,
+            "seed": "1234",
+            "clip_skip": "2",
+            "min_snr_gamma": 0,
+            "noise_offset": 0,
+            "noise_offset_type": "Original",
+            "max_train_steps": "",
+            "max_train_epochs": "",
+            "save_every_n_epochs": 2,
+            "scale_weight_norms": 0,
+            "keep_tokens": "3",
+            "vae": "",
+            "network_weights": None,
+            "min_timestep": 0,
+            "max_timestep": 1000,
+            "lr_scheduler_num_cycles": "",
+            "caption_dropout_rate": 0.05,
+        }
+    )
     assert found.trainer == "a config of the kohya_ss GUI"
     assert found.values["train"] == {"length": "10 epochs", "seed": 1234, "max_grad_norm": 1.0}
     assert found.values["model"] == {"base": str(tmp_path / "base.safetensors"), "clip_skip": 2}
@@ -42,7 +60,10 @@ def test_text_for_numbers_and_zeros_for_nothing(imported: Any, tmp_path: Path) -
 
 
 def test_warm_up_is_in_per_cent(imported: Any) -> None:
-    assert imported({**LEAST, "lr_warmup": 10, "lr_scheduler": "cosine"}).values["schedule"] == {"name": "cosine", "warmup": 0.1}
+    assert imported({**LEAST, "lr_warmup": 10, "lr_scheduler": "cosine"}).values["schedule"] == {
+        "name": "cosine",
+        "warmup": 0.1,
+    }
     steps = imported({**LEAST, "lr_warmup": "5", "lr_scheduler": "cosine", "max_train_steps": 2000})
     assert steps.values["schedule"] == {"name": "cosine", "warmup": "100 steps"}
     (line,) = [line for line in steps.lines if line.setting == "schedule.warmup"]
@@ -56,9 +77,12 @@ def test_cycles_are_as_many_as_epochs_unless_they_are_given(imported: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("unet", "text", "expected"), [(1e-4, 0, (1e-4, 0.0)), (0, 1e-5, (0.0, 1e-5)), (0, 0, (3e-4, 3e-4)), (1e-4, 5e-5, (1e-4, 5e-5))]
+    ("unet", "text", "expected"),
+    [(1e-4, 0, (1e-4, 0.0)), (0, 1e-5, (0.0, 1e-5)), (0, 0, (3e-4, 3e-4)), (1e-4, 5e-5, (1e-4, 5e-5))],
 )
-def test_a_rate_of_zero_leaves_a_part_out_if_the_other_has_one(imported: Any, unet: float, text: float, expected: tuple[float, float]) -> None:
+def test_a_rate_of_zero_leaves_a_part_out_if_the_other_has_one(
+    imported: Any, unet: float, text: float, expected: tuple[float, float]
+) -> None:
     found = imported({**LEAST, "learning_rate": "0.0003", "unet_lr": unet, "text_encoder_lr": text})
     assert (found.values["optimizer"]["lr"], found.values["optimizer"]["text_encoder_lr"]) == expected
 
@@ -87,7 +111,12 @@ def test_additional_parameters_come_first(imported: Any) -> None:
 
 
 def test_a_line_of_options() -> None:
-    assert parameters('--a --b=1 --c x "y z" --d C:\\models') == {"a": True, "b": "1", "c": ["x", "y z"], "d": "C:\\models"}
+    assert parameters('--a --b=1 --c x "y z" --d C:\\models') == {
+        "a": True,
+        "b": "1",
+        "c": ["x", "y z"],
+        "d": "C:\\models",
+    }
     for wrong in ('--a "b', "b --a"):
         with pytest.raises(ValueError):
             parameters(wrong)
@@ -99,15 +128,31 @@ def test_a_line_that_cannot_be_read(imported: Any) -> None:
 
 
 def test_flux_and_the_fields_of_what_is_not_chosen(imported: Any) -> None:
-    flux = {**LEAST, "ae": "ae.safetensors", "clip_l": "l.safetensors", "t5xxl": "t5.safetensors", "timestep_sampling": "sigmoid", "discrete_flow_shift": 3, "guidance_scale": 1,
-            "model_prediction_type": "raw", "text_encoder_lr": 0, "max_token_length": 75, "t5xxl_max_token_length": 512}  # fmt: skip
+    flux = {
+        **LEAST,
+        "ae": "ae.safetensors",
+        "clip_l": "l.safetensors",
+        "t5xxl": "t5.safetensors",
+        "timestep_sampling": "sigmoid",
+        "discrete_flow_shift": 3,
+        "guidance_scale": 1,
+        "model_prediction_type": "raw",
+        "text_encoder_lr": 0,
+        "max_token_length": 75,
+        "t5xxl_max_token_length": 512,
+    }
     assert imported(flux).values["model"].keys() == {"base"}, "the window has fields for Flux, and Flux is not chosen"
     found = imported({**flux, "flux1_checkbox": True, "LoRA_type": "Flux1"})
-    assert found.values["objective"] == {"name": "flow", "weighting": "none", "timesteps": "sigmoid"} and found.values["model"]["t5_tokens"] == 512
+    assert (
+        found.values["objective"] == {"name": "flow", "weighting": "none", "timesteps": "sigmoid"}
+        and found.values["model"]["t5_tokens"] == 512
+    )
     assert not found.of("lost")
 
 
 def test_windows_paths_stay_and_are_told(imported: Any) -> None:
     found = imported({**LEAST, "pretrained_model_name_or_path": "D:\\models\\x.safetensors"})
-    assert found.values["model"]["base"] == "D:\\models\\x.safetensors" and any("path of Windows" in warning for warning in found.warnings)
+    assert found.values["model"]["base"] == "D:\\models\\x.safetensors" and any(
+        "path of Windows" in warning for warning in found.warnings
+    )
     assert '"D:\\\\models\\\\x.safetensors"' in found.toml()

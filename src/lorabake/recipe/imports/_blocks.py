@@ -107,7 +107,7 @@ def _rates(reading: Reading, lists: Mapping[str, Any]) -> None:
 
 def _blocks_of(read: Mapping[str, Sequence[float]], known: Sequence[Layout]) -> Layout | None:
     for blocks in known:
-        of = dict(zip(("down", "mid", "up"), blocks, strict=True))
+        of: dict[str, list[Pattern]] = dict(zip(("down", "mid", "up"), blocks, strict=True))
         if all(len(found) == len(of[name.partition("_")[0]]) for name, found in read.items()):
             return blocks
     return None

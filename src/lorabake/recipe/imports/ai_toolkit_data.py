@@ -29,6 +29,7 @@ _MOST_CAPTIONS = 5000
 
 
 def datasets(process: Reading, trigger: str | None) -> None:
+    """Set the data section."""
     given = _values.tables(process.given.get("datasets"))
     process.seen.add("datasets")
     trained = [item for item in given if not item.get("is_reg")]

@@ -138,6 +138,7 @@ def _precision(train: Reading) -> None:
 
 
 def objective(train: Reading, flow: bool) -> None:
+    """Set the objective, and account for what is left of the train section."""
     gamma = train.number("min_snr_gamma")
     if gamma and not flow:
         train.put("objective.weighting", "min-snr", "min_snr_gamma")

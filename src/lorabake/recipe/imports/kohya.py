@@ -369,7 +369,7 @@ def _samples(reading: Reading) -> None:
     else:
         reading.put(
             "sample.every",
-            _values.span(epochs, "epochs") if epochs else _values.span(steps, "steps"),
+            _values.span(epochs or steps or 1, "epochs" if epochs else "steps"),
             key,
             "with its unit",
         )
@@ -384,7 +384,7 @@ def _validation(reading: Reading) -> None:
         else:
             reading.put(
                 "validation.every",
-                _values.span(epochs, "epochs") if epochs else _values.span(steps, "steps"),
+                _values.span(epochs or steps or 1, "epochs" if epochs else "steps"),
                 key,
                 "with its unit",
             )

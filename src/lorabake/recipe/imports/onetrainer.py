@@ -297,7 +297,6 @@ def _run(reading: Reading) -> None:
             "sample_definition_file_name",
             "sample prompts are lines of text here: sample.prompts, or sample.prompts_file.",
         )
-    (reading.text("learning_rate_scaler"), reading.text("output_dtype"))
 
 
 def _saving(reading: Reading) -> None:

@@ -17,9 +17,7 @@ _COLOURS = {"brightness": "brightness", "contrast": "contrast", "saturation": "s
 
 def data(reading: Reading, concepts: Sequence[Any] | None) -> None:
     """Set the data section."""
-    enabled = [
-        item for item in _values.tables(concepts) if item.get("enabled", True) and item.get("path")
-    ]
+    enabled = [item for item in _values.tables(concepts) if item.get("enabled", True) and item.get("path")]
     trained = [item for item in enabled if _kind(item) == "STANDARD"]
     if not trained:
         if concepts is not None:

@@ -45,6 +45,7 @@ def _scaled(reading: Reading, rate: float) -> tuple[float, str]:
 
 
 def rates(reading: Reading, model_type: str) -> None:
+    """Set the learning rates: of the denoiser, and of each text encoder."""
     usual = reading.number("learning_rate")
     base = 3e-6 if usual is None else usual
     name = next((key for key in ("unet", "transformer", "prior") if reading.table(key)), "unet")
@@ -92,6 +93,7 @@ def _is_off(part: Mapping[str, Any], key: str) -> bool:
 
 
 def optimizer(reading: Reading) -> None:
+    """Set the optimizer."""
     table = reading.table("optimizer")
     name = str(table.get("optimizer") or "ADAMW").upper()
     arguments = {
@@ -112,6 +114,7 @@ def optimizer(reading: Reading) -> None:
 
 
 def schedule(reading: Reading) -> None:
+    """Set the schedule and its warm-up, which is counted in passes there."""
     name = (reading.text("learning_rate_scheduler") or "CONSTANT").lower()
     warmup = reading.number("learning_rate_warmup_steps")
     stated = warmup is not None
@@ -155,6 +158,7 @@ def schedule(reading: Reading) -> None:
 
 
 def objective(reading: Reading, flow: bool) -> None:
+    """Set the objective."""
     _weighting(reading, flow)
     _loss(reading)
     if offset := reading.number("offset_noise_weight"):
