@@ -248,7 +248,7 @@ def test_timesteps_of_flux(imported: Any, given: str, expected: dict[str, Any], 
 def test_flux_says_what_its_defaults_would_have_done(imported: Any) -> None:
     found = imported(FLUX + "min_snr_gamma = 5\nnoise_offset = 0.1")
     assert {line.key for line in found.of("lost")} >= {"model_prediction_type", "guidance_scale"}
-    assert kinds(found, "min_snr_gamma") == {"unused", "default"} and kinds(found, "noise_offset") == {"unused"}
+    assert kinds(found, "min_snr_gamma") == {"unused"} and kinds(found, "noise_offset") == {"unused"}
     assert setting(found, "optimizer.text_encoder_lr") == (1e-4, 0.0), "T5 is not trained"
     assert [Path(path).name for path in setting(found, "model.text_encoders")] == [
         "clip_l.safetensors",

@@ -48,7 +48,7 @@ def _weighting(reading: Reading, flow: bool, family: str) -> None:
         for key in WEIGHTINGS.values():
             if reading.has(key) and key in [WEIGHTINGS[name] for name in asked]:
                 reading.unused(key, f"sd-scripts does not look at it for {family}.")
-        reading.default("objective.weighting", "none", "min_snr_gamma")
+        reading.default("objective.weighting", "none", "base model", "sd-scripts weighs no timesteps of flow models")
         return
     if not asked:
         given = reading.has("min_snr_gamma")
@@ -166,19 +166,19 @@ def _flow(reading: Reading, family: str) -> None:
     _timesteps(reading, family)
     kind = reading.text("model_prediction_type")
     if family == "flux" and (kind or "sigma_scaled") != "raw":
-        told = "it is not given, and theirs is sigma_scaled" if kind is None else "it"
+        told = "it is not given, and theirs is sigma_scaled: " if kind is None else ""
         reading.lost(
             "model_prediction_type",
-            f"{told}: Flux is trained on its raw prediction here, which sd-scripts' own guide asks for too.",
+            f"{told}Flux is trained on its raw prediction here, which sd-scripts' own guide asks for too.",
         )
     elif kind is not None:
         reading.say("same", "model_prediction_type", note="as it is here")
     guidance = reading.number("guidance_scale")
     if family == "flux" and (3.5 if guidance is None else guidance) != 1:
-        told = "it is not given, and theirs is 3.5" if guidance is None else "it"
+        told = "it is not given, and theirs is 3.5: " if guidance is None else ""
         reading.lost(
             "guidance_scale",
-            f"{told}: Flux dev is told a guidance of 1 while it is trained here, which is what most guides ask for.",
+            f"{told}Flux dev is told a guidance of 1 while it is trained here, which is what most guides ask for.",
         )
     elif guidance is not None:
         reading.say("same", "guidance_scale", note="as it is here")
