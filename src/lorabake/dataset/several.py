@@ -12,7 +12,7 @@ from lorabake.base.errors import Problem, Problems
 from lorabake.dataset.folder import Dataset, Sample, open_dataset
 
 
-def open_datasets(paths: Sequence[Path], **options: Any) -> Dataset:
+def open_datasets(paths: Sequence[Path], repeats: Sequence[int] = (), **options: Any) -> Dataset:
     """Open folders of pictures together; one alone is opened as `open_dataset` does.
 
     Of several, each stands as a folder in a dataset would: pictures directly in ``10_suzu`` have 10 repeats. Names begin with the
@@ -20,19 +20,21 @@ def open_datasets(paths: Sequence[Path], **options: Any) -> Dataset:
 
     Args:
         paths: the folders; at least one.
+        repeats: for each folder, how often each of its pictures is trained on per epoch, in place of what the folder's own name says;
+            numbers of folders inside it count besides. Empty: the names say it.
         **options: as for `open_dataset`.
 
     Raises:
         Problems: everything that is wrong with any of them, or a folder is given twice or lies in another.
     """
     if len(paths) == 1:
-        return open_dataset(paths[0], **options)
+        return _repeated(open_dataset(paths[0], **options), repeats[0] if repeats else 1)
     roots = [Path(os.path.abspath(Path(path).expanduser())) for path in paths]
     problems = _overlaps(roots)
     found: list[Dataset] = []
-    for name, root in zip(names_of(roots), roots, strict=True):
+    for name, root, times in zip(names_of(roots), roots, repeats or [1] * len(roots), strict=True):
         try:
-            found.append(_renamed(open_dataset(root, number_counts=True, **options), name))
+            found.append(_renamed(_repeated(open_dataset(root, number_counts=not repeats, **options), times), name))
         except Problems as error:
             problems += [Problem(f"{name}/{item.where}", f"{name}: {item.what}") for item in error.problems]
     if problems:
@@ -45,6 +47,14 @@ def open_datasets(paths: Sequence[Path], **options: Any) -> Dataset:
         tuple(warning for dataset in found for warning in dataset.warnings),
         tuple(roots[1:]),
     )
+
+
+def _repeated(dataset: Dataset, times: int) -> Dataset:
+    """The same with every picture so many times as often."""
+    if times == 1:
+        return dataset
+    samples = tuple(dataclasses.replace(sample, repeats=sample.repeats * times) for sample in dataset.samples)
+    return dataclasses.replace(dataset, samples=samples)
 
 
 def _overlaps(roots: Sequence[Path]) -> list[Problem]:

@@ -184,7 +184,8 @@ def _dataset(values: Mapping[str, Any], problems: list[Problem]) -> Dataset | No
         return None
     try:
         data: DataSettings = values["data"]
-        dataset = open_datasets(data.folders, class_tokens=data.class_tokens, every_line=data.captions.wildcards)
+        options = {"class_tokens": data.class_tokens, "every_line": data.captions.wildcards}
+        dataset = open_datasets(data.folders, data.repeats_of_each, **options)
         problems.extend(_no_captions(values["data"].captions, dataset))
         return dataset
     except Problems as error:

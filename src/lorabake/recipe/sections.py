@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lorabake.base import patterns
 from lorabake.base.cards import Settings
@@ -61,6 +61,9 @@ class DataSettings(Settings):
     folder: Path | tuple[Path, ...]
     """Dataset folder: subfolders named R_name (R = repeats per epoch), or pictures directly in it; captions beside them as .txt. Or a list
     of such folders: pictures directly in one that is named R_name have R repeats."""
+    repeats: Annotated[int, Field(ge=1, le=10_000)] | tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = ()
+    """How often each picture of the folder is trained on per epoch, or a list with a number for each folder: in place of the number in front of the
+    folder's own name. Numbers of folders inside it count besides. Absent: as the names say. 1 to 20 is usual."""
     class_tokens: str | None = Field(default=None, min_length=1)
     """Caption of pictures that have no caption file, in folders without a number; in R_name it is the name. Absent: an empty prompt."""
     regularisation: tuple[Path, ...] = ()
@@ -92,6 +95,20 @@ class DataSettings(Settings):
         if folder == ():
             raise ValueError("an empty list. Give a folder, or several")
         return folder
+
+    @property
+    def repeats_of_each(self) -> tuple[int, ...]:
+        """Those of every folder; empty where the folders' names say it."""
+        return self.repeats if isinstance(self.repeats, tuple) else (self.repeats,) * len(self.folders)
+
+    @model_validator(mode="after")
+    def _repeats_are_for_folders(self) -> DataSettings:
+        given, there = len(self.repeats_of_each), len(self.folders)
+        if given and given != there:
+            raise ValueError(
+                f"repeats has {given} numbers, and folder has {there}. Give one for each, or a single one for all"
+            )
+        return self
 
     @field_validator("regularisation", mode="before")
     @classmethod
