@@ -34,6 +34,11 @@ ONETRAINER = {"training_method": "LORA", "base_model_name": "x", "model_type": "
         ("list.json", b'[{"path": "a"}]', "a list"),
         ("number.json", b"[1, 2]", "a list"),
         ("recipe.toml", b'[data]\nfolder = "x"\n', "is a recipe already"),
+        (
+            "full.toml",
+            b'[model]\nclip_skip = 2\n[data]\nfolder = "x"\n[train]\nseed = 3\nmax_grad_norm = 1.0\n',
+            "is a recipe already",
+        ),
         ("meta.json", b'{"a.png": {"caption": "x", "tags": "y"}}', "metadata file"),
         ("tuner.json", b'{"--model_family": "sdxl", "--lora_rank": 8}', "SimpleTuner"),
         ("pipe.toml", b'[model]\ntype = "flux"\n[adapter]\ntype = "lora"\n[optimizer]\nlr = 1\n', "diffusion-pipe"),

@@ -148,6 +148,8 @@ def _detect(path: Path, given: dict[str, Any]) -> str:
     Raises:
         UserError: none did, or several.
     """
+    if _is_recipe(given):  # some of whose settings are called as other trainers' are
+        raise UserError(f"{path} is a recipe already. Train it with `lorabake train`. Nothing was written.")
     found = [trainer.name for trainer in _TRAINERS if len(trainer.signs & given.keys()) >= trainer.enough]
     if "ai-toolkit" in found and not isinstance(given["config"], Mapping):
         found.remove("ai-toolkit")
@@ -179,10 +181,12 @@ def _detect(path: Path, given: dict[str, Any]) -> str:
     return found[0]
 
 
+def _is_recipe(given: Mapping[str, Any]) -> bool:
+    known = given.keys() <= {*SECTIONS, *PARTS} and not isinstance(_values.table(given.get("model")).get("type"), str)
+    return known and all(isinstance(section, Mapping) for section in given.values())
+
+
 def _what_else(given: Mapping[str, Any]) -> str:
-    ours = {*SECTIONS, *PARTS}
-    if given.keys() <= ours and not isinstance(_values.table(given.get("model")).get("type"), str):
-        return "is a recipe already. Train it with `lorabake train`."
     if all(
         isinstance(value, Mapping) and {"caption", "tags", "train_resolution"} & value.keys()
         for value in given.values()
