@@ -14,7 +14,8 @@ from lorabake.adapters._norms import norm_limit
 from lorabake.base.cards import Settings, find
 from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Events
-from lorabake.dataset.caption import is_static, warmup_steps
+from lorabake.base.streams import random_stream
+from lorabake.dataset.caption import caption_for_step, full_caption, is_static, warmup_steps, without_additions
 from lorabake.families import family_card, load_model
 from lorabake.families.networks.noise import betas_of
 from lorabake.objectives._settings import ObjectiveSettings
@@ -22,7 +23,7 @@ from lorabake.optimizers._averages import Averages
 from lorabake.optimizers._build import build
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.adapter import Graft
-from lorabake.protocols.family import Model, Part
+from lorabake.protocols.family import Model, Part, Resident
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import OptimizerCard, OptimizerSettings
 from lorabake.recipe import Checked
@@ -43,6 +44,8 @@ from lorabake.train.views import each_of, views_of
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CACHE = Path(".lorabake", "latents")
 """Where a dataset keeps its latents. Safe to delete."""
+TEXT_CACHE = Path(".lorabake", "text")
+"""Where a dataset keeps what text encoders say of captions. Safe to delete."""
 
 
 def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda: False) -> Bake:
@@ -60,14 +63,24 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
             'Set train.device = "cpu", or leave it out.'
         )
     reading = recipe.model.reading(family_card(checked.facts).text_options)
-    model = load_model(checked.facts, dtype=dtype, device=device, **reading)
+    model = load_model(checked.facts, late=True, dtype=dtype, device=device, **reading)
     _reschedule(model, recipe.objective.settings)
     seen = [views_of(own.samples, own.placements, recipe.data, events) for own in checked.pictures]
     fresh = recipe.data.augment.fresh
     latents = [found for views, folder in zip(seen, checked.pictures, strict=True)
                for found in _latents(views, folder.home, model, events, stop, fresh=fresh)]  # fmt: skip
+    asked_views = _views_held_out(checked)
+    asked_latents = _latents(asked_views, checked.held_out.home, model, events, stop) if checked.held_out else []
     rates = rates_by_part(recipe.rates, tuple(model.parts))
     parts: tuple[Part, ...] = tuple(rates)
+    text = TextSource(model, trained=parts != ("denoiser",), repeating=is_static(recipe.data.captions), reading=reading)
+    idle: set[Resident] = set() if fresh else {"vae"}
+    model.rest(idle)  # before the text encoders come into memory, as they leave it before the denoiser comes
+    if text.keeps:
+        _keep_text(text, checked, events, stop)
+        idle |= model.parts.keys() - {"denoiser"}
+        model.rest(idle)
+    model.wake([*(model.parts.keys() - idle), *({"vae"} - idle)])
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
     ups = begins_at_zero(grafted) if recipe.rates.lora_plus_ratio else frozenset()
     grafted.training = True
@@ -77,7 +90,6 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     groups, base_rates = rate_groups(grafted, recipe.rates, rates, ups)
     averages = Averages(groups, recipe.train.ema) if recipe.train.ema else None
     card = cast(OptimizerCard, find("optimizer", recipe.optimizer.name))
-    text = TextSource(model, trained=parts != ("denoiser",), repeating=is_static(recipe.data.captions))
     per_epoch, total = checked.length.steps_per_epoch, checked.length.steps
     objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
     noted_2B = torch.zeros(2, recipe.train.batch_size, device=model.device)
@@ -106,11 +118,12 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         token_warmup_steps=warmup_steps(recipe.data.captions, per_epoch, total),
         captured=_captured(model, objective, grafted, noted_2B, learning, events),
         noted_2B=noted_2B,
-        held_out=_held_out(checked, model, grafted, objective, text, events, stop),
+        held_out=_held_out(checked, asked_views, asked_latents, model, grafted, objective, text),
         turns=checked.regularisation.turns if checked.regularisation else None,
         more_inputs=list(_more_inputs(checked, seen, text)),
         beside=beside,
         started_from=started_from,
+        idle=frozenset(idle),
     )
 
 
@@ -148,29 +161,69 @@ def _latents(
     return [[next(found) for _ in of_sample] for of_sample in views]
 
 
+def _keep_text(text: TextSource, checked: Checked, events: Events, stop: Callable[[], bool]) -> None:
+    """Have every caption encoded that the run will show, ask about or keep as the base answers it."""
+
+    def progress(done: int, total: int) -> None:
+        events.emit("encoding_text", done=done, total=total)
+        if stop():
+            raise Interrupted(f"Stopped after encoding {done} of {total} captions. The same command continues.")
+
+    def not_kept(reason: str) -> None:
+        events.emit("text_not_kept", reason=reason)
+
+    home, *_ = (pictures.home for pictures in checked.pictures)
+    text.keep(captions_of(checked), home / TEXT_CACHE, progress, not_kept)
+
+
+def captions_of(checked: Checked) -> Iterator[str]:
+    """Every caption of a run whose captions are static (:func:`lorabake.dataset.caption.is_static`), some of them several times."""
+    recipe = checked.recipe
+    config, (training, *regularising) = recipe.data.captions, checked.pictures
+    own = [(sample.caption, config) for sample in training.samples]
+    own += [(sample.caption, without_additions(config)) for folder in regularising for sample in folder.samples]
+    shown = [caption_for_step(caption, how, random_stream(recipe.train.seed, "captions")) for caption, how in own]
+    shown += [""] * (config.caption_dropout_every_n_epochs > 0)
+    yield from shown
+    if recipe.preservation.weight > 0:
+        yield from map(recipe.preservation.kept_caption, shown)
+    if checked.held_out:
+        yield from (full_caption(sample.caption, config) for sample in checked.held_out.samples)
+
+
+def _views_held_out(checked: Checked) -> list[list[View]]:
+    """Each picture that is not trained on, seen as it is."""
+    pictures = checked.held_out
+    pairs = zip(pictures.samples, pictures.placements, strict=True) if pictures else ()
+    return [[View(sample, place, mirrored=False)] for sample, place in pairs]
+
+
 def _held_out(
     checked: Checked,
+    views: Sequence[Sequence[View]],
+    latents: Sequence[Sequence[torch.Tensor]],
     model: Model,
     grafted: Graft,
     objective: Objective,
     text: TextSource,
-    events: Events,
-    stop: Callable[[], bool],
 ) -> HeldOut | None:
     """What asks about pictures that are not trained on, where there are any."""
     pictures, recipe = checked.held_out, checked.recipe
     if pictures is None:
         return None
-    views = [
-        [View(sample, place, mirrored=False)]
-        for sample, place in zip(pictures.samples, pictures.placements, strict=True)
-    ]
-    latents = [view for (view,) in _latents(views, pictures.home, model, events, stop)]
     shown = [None if mask is None else weights(mask, recipe.data.masks, mirrored=False) for mask in pictures.masks]
     masks = shown or [None] * len(pictures.samples)
     framings = [view.framing for (view,) in views]
     inputs = inputs_of(
-        pictures, latents, framings, masks, model, objective, text, recipe.data.captions, recipe.validation
+        pictures,
+        [latent for (latent,) in latents],
+        framings,
+        masks,
+        model,
+        objective,
+        text,
+        recipe.data.captions,
+        recipe.validation,
     )
     return HeldOut(inputs, functools.partial(loss_of, model, objective), model, grafted)
 

@@ -16,6 +16,7 @@ from lorabake.formats.metadata import ModelSpec, TrainingFacts, training_metadat
 from lorabake.optimizers.schedules import ScheduleCard, ScheduleSettings
 from lorabake.protocols.optimizer import OptimizerSettings
 from lorabake.recipe import Checked, Recipe
+from lorabake.train.awake import awake
 from lorabake.train.loop import Bake
 
 
@@ -31,7 +32,8 @@ def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int, ema:
     """Write the adapter as it is after ``step`` optimizer steps; returns its path. ``ema``: its weights are the average of this decay."""
     name = checkpoint_name(checked.recipe.output.name or "lora", bake, step) + (f"-ema{ema:g}" if ema else "")
     if bake.graft.card.saves == "model":
-        bake.model.save(folder / name)
+        with awake(bake.model):
+            bake.model.save(folder / name)
         return folder / name
     path = folder / f"{name}.safetensors"
     write_lora(

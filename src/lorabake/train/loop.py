@@ -26,7 +26,7 @@ from lorabake.optimizers._build import rates_now
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
-from lorabake.protocols.family import Framing, Model
+from lorabake.protocols.family import Framing, Model, Resident
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Recipe
@@ -82,6 +82,8 @@ class Bake:
     """What the objective learns for itself."""
     started_from: str | None = None
     """Name and hash of the LoRA file whose change training began with."""
+    idle: frozenset[Resident] = frozenset()
+    """What of the model no step needs: it rests."""
 
     @property
     def trained(self) -> int:

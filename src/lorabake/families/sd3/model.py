@@ -30,6 +30,7 @@ from lorabake.families.networks.flux import FinalLayer
 from lorabake.families.networks.flux_layout import t5_json
 from lorabake.families.networks.latent_model import LatentModel, loaded
 from lorabake.families.networks.pieces import diffusers_state
+from lorabake.families.networks.residence import inherit
 from lorabake.families.networks.t5 import T5Encoder
 from lorabake.families.networks.unet import timestep_sinusoids
 from lorabake.families.sd3.card import PADS, PATCH, T5_TOKENS, is_projected, parts_of, sd3_json, sd3_pieces
@@ -341,6 +342,7 @@ def projected_clip(part: Component[ClipConfig], dtype: torch.dtype, device: str)
     with torch.device("meta"):
         whole = CLIPTextModelWithProjection(replace(part.config, projection_dim=width)).eval()
     whole.text_model = plain.text_model
+    inherit(whole, plain)
     whole.text_projection.weight = nn.Parameter(torch.eye(width, dtype=dtype, device=device), requires_grad=False)
     return whole
 
