@@ -114,6 +114,8 @@ class FamilyCard(Card):
     """Facts, or None for models of other families. Raises UserError for a model of the family that cannot be used."""
     text_options: frozenset[TextOption] = frozenset()
     """Which of them models of this family are loaded with; the others do nothing."""
+    fp16: bool = True
+    """Whether its models can be run in float16."""
     readers: Callable[[ModelFacts, TextOptions], Mapping[Part, Reader]] = lambda facts, options: {}
     """For each text encoder what it sees of captions, told from the tokenizer's files alone, without weights or torch.
     The options are the recipe's settings. Raises UserError where those files are broken."""

@@ -185,8 +185,10 @@ class TrainSettings(Settings):
     smoother than the last step; 0.99 looks back over some hundred steps. They never change the training."""
     seed: int = Field(default=42, ge=0, lt=2**63)
     """Everything random derives from it: the same recipe gives the same bytes."""
-    precision: Literal["fp32", "bf16"] | None = None
-    """Type of the frozen weights and activations; the adapter itself is always float32. Default: bf16 on a GPU that has it, fp32 on a CPU."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Type of the frozen weights and activations; the adapter itself is always float32. Default: bf16 on a GPU that has it, fp32 on a CPU.
+    fp16 takes as little memory, and is for GPUs without bf16: the loss is scaled up so that small gradients are not lost, and steps in which
+    something overflows are skipped. Not for Flux and SD3, which overflow in it."""
     gradient_checkpointing: bool = False
     """Recompute activations instead of keeping them: about 40 % slower, much less memory."""
     device: Literal["cpu", "cuda"] | None = None

@@ -36,12 +36,13 @@ from lorabake.train.loop import Bake, loss_of
 from lorabake.train.masks import MaskInputs, masks_of, weights
 from lorabake.train.preservation import KeptInputs
 from lorabake.train.rates import begins_at_zero, rate_groups, rates_by_part
+from lorabake.train.scaling import LossScale
 from lorabake.train.starting import start_from_file
 from lorabake.train.text import TextSource
 from lorabake.train.validation import HeldOut, inputs_of
 from lorabake.train.views import each_of, views_of
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CACHE = Path(".lorabake", "latents")
 """Where a dataset keeps its latents. Safe to delete."""
 TEXT_CACHE = Path(".lorabake", "text")
@@ -95,6 +96,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     noted_2B = torch.zeros(2, recipe.train.batch_size, device=model.device)
     beside = Beside.of(objective)
     learning = groups if beside is None else [*groups, beside.group]
+    optimizer = build(card, cast(OptimizerSettings, recipe.optimizer.settings), groups, base_rates)
+    scale = LossScale(optimizer, learning) if dtype == torch.float16 else None
     return Bake(
         recipe=recipe,
         model=model,
@@ -103,7 +106,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         text=text,
         groups=groups,
         base_rates=base_rates,
-        optimizer=build(card, cast(OptimizerSettings, recipe.optimizer.settings), groups, base_rates),
+        optimizer=optimizer,
         rate_of=card.rate,
         averages=averages,
         settle=_settling(recipe.train, grafted, averages),
@@ -116,7 +119,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         steps_per_epoch=per_epoch,
         total_steps=total,
         token_warmup_steps=warmup_steps(recipe.data.captions, per_epoch, total),
-        captured=_captured(model, objective, grafted, noted_2B, learning, events),
+        captured=_captured(model, objective, grafted, noted_2B, learning, events, scale),
         noted_2B=noted_2B,
         held_out=_held_out(checked, asked_views, asked_latents, model, grafted, objective, text),
         turns=checked.regularisation.turns if checked.regularisation else None,
@@ -124,6 +127,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         beside=beside,
         started_from=started_from,
         idle=frozenset(idle),
+        scale=scale,
     )
 
 
@@ -273,6 +277,7 @@ def _captured(
     noted_2B: torch.Tensor,
     groups: Sequence[FlatGroup],
     events: Events,
+    scale: LossScale | None,
 ) -> Captured | None:
     """Recordings pay on a GPU, where launching costs more than computing; a CPU has nothing to gain."""
     if model.device.type != "cuda":
@@ -285,4 +290,5 @@ def _captured(
         functools.partial(loss_of, model, objective, graft=grafted, noted_2B=noted_2B),
         CudaGraphs(model.device),
     )
-    return Captured(of_inputs, groups, model.device, record, not_recorded, grafted.ahead)
+    factor = scale.factor if scale else None
+    return Captured(of_inputs, groups, model.device, record, not_recorded, grafted.ahead, factor)

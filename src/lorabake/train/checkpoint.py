@@ -112,7 +112,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         lr_warmup_steps=warmup.steps(bake.total_steps),
         max_grad_norm=train.max_grad_norm,
         scale_weight_norms=train.max_weight_norm,
-        mixed_precision="bf16" if train.precision == "bf16" else "no",
+        mixed_precision=train.precision if train.precision in ("bf16", "fp16") else "no",
         seed=train.seed,
         **_adapter_facts(recipe),
         **recipe.objective.settings.metadata(),
