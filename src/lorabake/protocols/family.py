@@ -227,8 +227,8 @@ class Model(Protocol):
         """
         ...
 
-    def checkpoint_gradients(self, enabled: bool) -> None:
-        """Trade time for memory: recompute activations in the backward pass."""
+    def checkpoint_gradients(self, share: float) -> None:
+        """Trade time for memory: recompute activations in the backward pass, in this share of the denoiser's blocks (0 none, 1 all)."""
         ...
 
     def resting(self) -> frozenset[Resident]:

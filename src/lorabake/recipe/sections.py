@@ -189,8 +189,9 @@ class TrainSettings(Settings):
     """Type of the frozen weights and activations; the adapter itself is always float32. Default: bf16 on a GPU that has it, fp32 on a CPU.
     fp16 takes as little memory, and is for GPUs without bf16: the loss is scaled up so that small gradients are not lost, and steps in which
     something overflows are skipped. Not for Flux and SD3, which overflow in it."""
-    gradient_checkpointing: bool = False
-    """Recompute activations instead of keeping them: about 40 % slower, much less memory."""
+    gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
+    """Recompute activations instead of keeping them: about 40 % slower, much less memory. Or the share of the denoiser's blocks to do so with, such
+    as 0.5: about that share of the time and of what is saved. The result is the same to the last bit. Default: none."""
     device: Literal["cpu", "cuda"] | None = None
     """Where to train. Default: the GPU if there is one."""
     threads: int | None = Field(default=None, ge=1, le=1024)

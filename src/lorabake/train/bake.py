@@ -87,7 +87,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     grafted.training = True
     began = recipe.start.start_from
     started_from = start_from_file(Path(began), grafted, checked.facts, events) if began else None
-    model.checkpoint_gradients(recipe.train.gradient_checkpointing)
+    model.checkpoint_gradients(float(recipe.train.gradient_checkpointing))
     groups, base_rates = rate_groups(grafted, recipe.rates, rates, ups)
     averages = Averages(groups, recipe.train.ema) if recipe.train.ema else None
     card = cast(OptimizerCard, find("optimizer", recipe.optimizer.name))

@@ -100,7 +100,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         batch_size_per_device=train.batch_size,
         total_batch_size=train.batch_size * train.gradient_accumulation,
         gradient_accumulation_steps=train.gradient_accumulation,
-        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing=bool(train.gradient_checkpointing),
         learning_rate=recipe.rates.lr or 0.0,
         unet_lr=recipe.rates.lr,
         text_encoder_lr=list(text_rates)
