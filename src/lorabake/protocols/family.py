@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Prediction = Literal["epsilon", "v", "flow"]
 """What the denoiser answers: the noise ε, v, or the direction from picture to noise (flow matching)."""
 Part = Literal["denoiser", "text_encoder", "text_encoder_2", "text_encoder_3"]
+Quantisation = Literal["int8", "fp8", "nf4"]
+"""How weights are stored in few bits."""
 Resident = Literal[Part, "vae"]
 """What of a model is in memory or not: its parts, and its autoencoder."""
 LayerGroup = Literal["transformer", "resnet", "text", "other"]
@@ -119,6 +121,10 @@ class FamilyCard(Card):
     readers: Callable[[ModelFacts, TextOptions], Mapping[Part, Reader]] = lambda facts, options: {}
     """For each text encoder what it sees of captions, told from the tokenizer's files alone, without weights or torch.
     The options are the recipe's settings. Raises UserError where those files are broken."""
+
+
+class ComputedWeight:
+    """A layer whose ``weight`` is not in memory: asked for it, it computes it anew, frozen. Calling it keeps no weight for the backward pass."""
 
 
 @dataclass(frozen=True, slots=True)

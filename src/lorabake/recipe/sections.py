@@ -16,7 +16,7 @@ from lorabake.dataset.augment import AugmentConfig
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.dataset.caption import CaptionConfig, replaced
 from lorabake.dataset.masks import MaskConfig
-from lorabake.protocols.family import MOST_T5_TOKENS, TextOption, TextOptions
+from lorabake.protocols.family import MOST_T5_TOKENS, Quantisation, TextOption, TextOptions
 
 Rate = Annotated[float, Field(ge=0, le=10)]
 """A learning rate."""
@@ -45,6 +45,11 @@ class ModelSettings(Settings):
     t5_tokens: int | None = Field(default=None, ge=1, le=MOST_T5_TOKENS)
     """Tokens of a caption that the T5 text encoder reads, its end included, for models that have one (Flux, SD3); the rest is cut off. Absent:
     as the model was trained, 512 for Flux dev and 256 for schnell and SD3. Fewer make every step faster, and pictures may differ a little."""
+
+    quantize: Quantisation | None = None
+    """Store the large layers of the frozen denoiser, and of T5, in fewer bits: int8 or fp8 take a half, nf4 about 0.28 of their bf16 memory. They are
+    computed anew at each use, so steps are slower; int8 is closest to the original, nf4 farthest. The LoRA is trained, saved and used as ever.
+    Absent: off, as long as the model fits. Samples drawn while training are of the quantised model."""
 
     def source(self) -> dict[str, Any]:
         """The arguments of :func:`lorabake.families.inspect_model` among them."""

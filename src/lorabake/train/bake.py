@@ -15,9 +15,11 @@ from lorabake.base.cards import Settings, find
 from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Events
 from lorabake.base.streams import random_stream
+from lorabake.base.units import size
 from lorabake.dataset.caption import caption_for_step, full_caption, is_static, warmup_steps, without_additions
 from lorabake.families import family_card, load_model
 from lorabake.families.networks.noise import betas_of
+from lorabake.families.networks.quantised import quantise, saved
 from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.optimizers._averages import Averages
 from lorabake.optimizers._build import build
@@ -66,6 +68,9 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, late=True, dtype=dtype, device=device, **reading)
     _reschedule(model, recipe.objective.settings)
+    if recipe.model.quantize:
+        quantise(model, recipe.model.quantize)
+        reading = {**reading, "quantize": recipe.model.quantize}
     seen = [views_of(own.samples, own.placements, recipe.data, events) for own in checked.pictures]
     fresh = recipe.data.augment.fresh
     latents = [found for views, folder in zip(seen, checked.pictures, strict=True)
@@ -81,7 +86,12 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         _keep_text(text, checked, events, stop)
         idle |= model.parts.keys() - {"denoiser"}
         model.rest(idle)
-    model.wake([*(model.parts.keys() - idle), *({"vae"} - idle)])
+    everything: set[Resident] = {*model.parts, "vae"}
+    model.wake(everything - idle)
+    if recipe.model.quantize:
+        layers, now, before = saved(model)
+        what = f"model.quantize: {layers} layers take {size(now)} in place of {size(before)}."
+        events.emit("note", text=what)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
     ups = begins_at_zero(grafted) if recipe.rates.lora_plus_ratio else frozenset()
     grafted.training = True

@@ -113,6 +113,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         max_grad_norm=train.max_grad_norm,
         scale_weight_norms=train.max_weight_norm,
         mixed_precision=train.precision if train.precision in ("bf16", "fp16") else "no",
+        fp8_base=recipe.model.quantize == "fp8",
         seed=train.seed,
         **_adapter_facts(recipe),
         **recipe.objective.settings.metadata(),

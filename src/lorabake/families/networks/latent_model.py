@@ -66,8 +66,12 @@ class LatentModel:
     @functools.cached_property
     def text_space(self) -> str:
         """sha256 of the fingerprints of every text encoder's weights and sizes: the same in whatever files the same ones lie."""
-        names = [part for part in self.parts if part != "denoiser"]
-        told = [f"{name} {residence.identity()}" for name in names for residence in self._residences([name])]
+        told = [
+            f"{name} {residence.identity()}"
+            for name in self.parts
+            if name != "denoiser"
+            for residence in self._residences([name])
+        ]
         return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
     def layers(self) -> Sequence[Layer]:

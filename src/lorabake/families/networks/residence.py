@@ -20,10 +20,12 @@ from lorabake.base.errors import UserError
 
 Read = Callable[[], Iterable[tuple[str, Tensor]]]
 """Tensors by name, one at a time, straight from the files."""
-Stored = Callable[[str, nn.Module, Tensor], bool]
-"""Told of each weight as it arrives (name, the module it is of, the tensor); True where it has been put in its place in another form."""
+Store = Callable[[str, nn.Module, Tensor], bool]
+"""Told of each weight as it arrives (name, the module it is of, the tensor); True where the module keeps it in another form."""
 
 _LATE: ContextVar[bool] = ContextVar("late", default=False)
+STORED = "stored"
+"""Where a module keeps a weight of its own that is stored in another form."""
 _NAME = "residence"
 """Where a network keeps its own: what holds a network alive must not be held by a table."""
 
@@ -63,7 +65,7 @@ class Residence:
         self._modules = list(network.modules())
         self._hooks: list[Any] = []
         self._lock = threading.RLock()
-        self._stored: Stored | None = None
+        self._store: Store | None = None
         self.rests = False
         self._leave(dtype)
 
@@ -81,7 +83,7 @@ class Residence:
                     raise UserError(f"{file} has changed since it was opened; start again.")
             for name, tensor in self._read():
                 module, own = self._places[name]
-                if self._stored is None or not self._stored(name, module, tensor):
+                if self._store is None or not self._store(name, module, tensor):
                     _put(module, own, tensor)
             for hook in self._hooks:
                 hook.remove()
@@ -94,13 +96,14 @@ class Residence:
             if not self.rests and not any(_of(*place).requires_grad for place in self._places.values()):
                 self._leave()
 
-    def store(self, stored: Stored) -> None:
-        """From the next time on, put weights in place in another form."""
-        self._stored = stored
+    def store(self, store: Store) -> None:
+        """From the next time that weights are read, keep them in another form."""
+        self._store = store
 
     def _leave(self, dtype: torch.dtype | None = None) -> None:
         for module, name in self._places.values():
             _put(module, name, _of(module, name).detach().to("meta", dtype))
+            module.__dict__.pop(STORED, None)
         self._hooks = [module.register_forward_pre_hook(lambda *_: self.wake()) for module in self._modules]
         self.rests = True
 
