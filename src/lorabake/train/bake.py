@@ -80,18 +80,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     rates = rates_by_part(recipe.rates, tuple(model.parts))
     parts: tuple[Part, ...] = tuple(rates)
     text = TextSource(model, trained=parts != ("denoiser",), repeating=is_static(recipe.data.captions), reading=reading)
-    idle: set[Resident] = set() if fresh else {"vae"}
-    model.rest(idle)  # before the text encoders come into memory, as they leave it before the denoiser comes
-    if text.keeps:
-        _keep_text(text, checked, events, stop)
-        idle |= model.parts.keys() - {"denoiser"}
-        model.rest(idle)
-    everything: set[Resident] = {*model.parts, "vae"}
-    model.wake(everything - idle)
-    if recipe.model.quantize:
-        layers, now, before = saved(model)
-        what = f"model.quantize: {layers} layers take {size(now)} in place of {size(before)}."
-        events.emit("note", text=what)
+    idle = _free(model, text, checked, fresh, events, stop)
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
     ups = begins_at_zero(grafted) if recipe.rates.lora_plus_ratio else frozenset()
     grafted.training = True
@@ -136,9 +125,27 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         more_inputs=list(_more_inputs(checked, seen, text)),
         beside=beside,
         started_from=started_from,
-        idle=frozenset(idle),
+        idle=idle,
         scale=scale,
     )
+
+
+def _free(
+    model: Model, text: TextSource, checked: Checked, fresh: bool, events: Events, stop: Callable[[], bool]
+) -> frozenset[Resident]:
+    """Have in memory what steps need, and nothing else; returns what they do not need. One comes after the other has gone."""
+    everything: set[Resident] = {*model.parts, "vae"}
+    idle: set[Resident] = set() if fresh else {"vae"}
+    model.rest(idle)
+    if text.keeps:
+        _keep_text(text, checked, events, stop)
+        idle = (everything - {"denoiser", "vae"}) | idle
+        model.rest(idle)
+    model.wake(everything - idle)
+    if checked.recipe.model.quantize:
+        layers, now, before = saved(model)
+        events.emit("note", text=f"model.quantize: {layers} layers take {size(now)} in place of {size(before)}.")
+    return frozenset(idle)
 
 
 def _reschedule(model: Model, settings: Settings) -> None:

@@ -36,8 +36,9 @@ def in_full(bake: Bake) -> Bake:
         if isinstance(module, QuantisedLinear) and "stored" in module.__dict__:
             weight = module.weight
             del module.__dict__["stored"]
-            module.__class__ = torch.nn.Linear
-            module.weight = torch.nn.Parameter(weight, requires_grad=False)
+            plain: Any = module
+            plain.__class__ = torch.nn.Linear
+            plain.weight = torch.nn.Parameter(weight, requires_grad=False)
     return bake
 
 

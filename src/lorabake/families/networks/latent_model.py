@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lorabake.families.networks.components import Component
 from lorabake.families.networks.config import VaeConfig
 from lorabake.families.networks.load import digest, fill
-from lorabake.families.networks.residence import Residence, residence_of, resting
+from lorabake.families.networks.residence import Residence, give_back, residence_of, resting
 from lorabake.families.networks.vae import AutoencoderKL
 from lorabake.protocols.family import Layer, ModelFacts, Part, Resident
 
@@ -84,10 +84,9 @@ class LatentModel:
 
     def rest(self, names: Iterable[Resident]) -> None:
         """Let the weights of some networks leave memory; trained ones stay. Whatever uses them has them read again."""
-        for residence in self._residences(names):
-            residence.rest()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        rested = [residence.rest() for residence in self._residences(names)]
+        if any(rested):
+            give_back(self._device)
 
     def wake(self, names: Iterable[Resident]) -> None:
         """Have the weights of some networks in memory.

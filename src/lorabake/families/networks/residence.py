@@ -6,9 +6,10 @@ While a network rests, its weights are tensors of the right shape and type witho
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,13 @@ class Residence:
             self._hooks.clear()
             self.rests = False
 
-    def rest(self) -> None:
-        """Let the weights go. Trained ones would be lost, and stay."""
+    def rest(self) -> bool:
+        """Let the weights go, and say whether there were any. Trained ones would be lost, and stay."""
         with self._lock:
-            if not self.rests and not any(_of(*place).requires_grad for place in self._places.values()):
-                self._leave()
+            if self.rests or any(_of(*place).requires_grad for place in self._places.values()):
+                return False
+            self._leave()
+            return True
 
     def store(self, store: Store) -> None:
         """From the next time that weights are read, keep them in another form."""
@@ -138,6 +141,14 @@ def resting(networks: Mapping[str, nn.Module]) -> frozenset[str]:
     """Names of those whose weights are not in memory."""
     found = {name: residence_of(network) for name, network in networks.items()}
     return frozenset(name for name, residence in found.items() if residence is not None and residence.rests)
+
+
+def give_back(device: torch.device) -> None:
+    """Hand memory that is free back to the system and the GPU: allocators keep what was once theirs."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError, TypeError):  # other systems' C libraries have no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _of(module: nn.Module, name: str) -> Tensor:
