@@ -68,6 +68,8 @@ def _by_section(checked: Checked) -> Iterator[str]:
     yield from (f"objective.{warning}" for warning in told)
     yield from _idle_samples(recipe)
     yield from _idle_for_models(recipe)
+    if recipe.train.precision == "fp16" and recipe.train.device == "cpu":
+        yield "train.precision = 'fp16': a CPU computes it by way of other types, slower than fp32, and gains only memory."
     yield from token_warnings(checked.captions, recipe.model.reading(options), data.captions)
 
 

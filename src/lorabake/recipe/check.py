@@ -125,8 +125,15 @@ def _contradictions(
     if rates is not None and optimizer is not None:
         yield from optimizer_problems(optimizer, rates, train)
     adapter: Choice | None = values.get("adapter")
-    if train is not None and adapter is not None and train.precision == "bf16" and adapter_card(adapter).trains_base:
-        what = f"'bf16': adapter '{adapter.name}' trains the weights themselves, which needs fp32. Leave precision out."
+    half = train is not None and train.precision in ("bf16", "fp16")
+    if train is not None and adapter is not None and half and adapter_card(adapter).trains_base:
+        what = f"'{train.precision}': adapter '{adapter.name}' trains the weights themselves, which needs fp32. Leave precision out."
+        yield Problem("train.precision", what)
+    if model is not None and adapter is not None and model.quantize and adapter_card(adapter).trains_base:
+        what = f"'{model.quantize}': adapter '{adapter.name}' trains the weights themselves, which must be whole. Leave it out."
+        yield Problem("model.quantize", what)
+    if train is not None and facts is not None and train.precision == "fp16" and not family_card(facts).fp16:
+        what = f"'fp16': {facts.name} overflows in it (its family is '{facts.family}'). Set 'bf16' or 'fp32'."
         yield Problem("train.precision", what)
     if train is not None and adapter is not None and train.max_weight_norm and adapter_card(adapter).trains_base:
         what = (

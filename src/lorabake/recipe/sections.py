@@ -16,7 +16,7 @@ from lorabake.dataset.augment import AugmentConfig
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.dataset.caption import CaptionConfig, replaced
 from lorabake.dataset.masks import MaskConfig
-from lorabake.protocols.family import MOST_T5_TOKENS, TextOption, TextOptions
+from lorabake.protocols.family import MOST_T5_TOKENS, Quantisation, TextOption, TextOptions
 
 Rate = Annotated[float, Field(ge=0, le=10)]
 """A learning rate."""
@@ -45,6 +45,11 @@ class ModelSettings(Settings):
     t5_tokens: int | None = Field(default=None, ge=1, le=MOST_T5_TOKENS)
     """Tokens of a caption that the T5 text encoder reads, its end included, for models that have one (Flux, SD3); the rest is cut off. Absent:
     as the model was trained, 512 for Flux dev and 256 for schnell and SD3. Fewer make every step faster, and pictures may differ a little."""
+
+    quantize: Quantisation | None = None
+    """Store the large layers of the frozen denoiser, and of T5, in fewer bits: int8 or fp8 take a half, nf4 about 0.28 of their bf16 memory. They are
+    computed anew at each use, so steps are slower; int8 is closest to the original, nf4 farthest. The LoRA is trained, saved and used as ever.
+    Absent: off, as long as the model fits. Samples drawn while training are of the quantised model."""
 
     def source(self) -> dict[str, Any]:
         """The arguments of :func:`lorabake.families.inspect_model` among them."""
@@ -202,10 +207,13 @@ class TrainSettings(Settings):
     smoother than the last step; 0.99 looks back over some hundred steps. They never change the training."""
     seed: int = Field(default=42, ge=0, lt=2**63)
     """Everything random derives from it: the same recipe gives the same bytes."""
-    precision: Literal["fp32", "bf16"] | None = None
-    """Type of the frozen weights and activations; the adapter itself is always float32. Default: bf16 on a GPU that has it, fp32 on a CPU."""
-    gradient_checkpointing: bool = False
-    """Recompute activations instead of keeping them: about 40 % slower, much less memory."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Type of the frozen weights and activations; the adapter itself is always float32. Default: bf16 on a GPU that has it, fp32 on a CPU.
+    fp16 takes as little memory, and is for GPUs without bf16: the loss is scaled up so that small gradients are not lost, and steps in which
+    something overflows are skipped. Not for Flux and SD3, which overflow in it."""
+    gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
+    """Recompute activations instead of keeping them: about 40 % slower, much less memory. Or the share of the denoiser's blocks to do so with, such
+    as 0.5: about that share of the time and of what is saved. The result is the same to the last bit. Default: none."""
     device: Literal["cpu", "cuda"] | None = None
     """Where to train. Default: the GPU if there is one."""
     threads: int | None = Field(default=None, ge=1, le=1024)
