@@ -1,7 +1,7 @@
 """One LoRA step on a full-size SD1.5 denoiser (random weights) beside others' ways to take it: seconds, peak memory, ratios.
 
     python benchmarks/full_size.py --pixels 64 128 256 --batch 1 4 --precision fp32 bf16
-    python benchmarks/full_size.py --model sdxl-half           # SDXL with half its channels, a quarter of its weights
+    python benchmarks/full_size.py --model sdxl-half           # SDXL with half its channels, a quarter of its weights; `sdxl` is 10 GB
 
 Five sides: the frozen networks alone, forward and backward (the floor under any LoRA; ours and diffusers'), our LoRA step, a plain
 diffusers + PEFT step, and diffusers with one small module per layer, as kohya's scripts have it. LoRA of rank 16 on the attention layers (SD1.5's
@@ -11,7 +11,6 @@ are 192), latents and text given, AdamW. Each side has a process of its own per 
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import json
 import os
@@ -23,38 +22,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from networks import SD15, SDXL, SDXL_HALF, diffusers_unet, floor, one_module_per_layer, our_unet, with_peft
+
 FLOORS = ("our frozen base", "diffusers' frozen base")
 SIDES = (*FLOORS, "lorabake", "diffusers + peft", "diffusers + kohya-style")
 RANK, TOKENS = 16, 77
-MODELS: dict[str, dict[str, Any]] = {
-    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "sdxl": {
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [320, 640, 1280],
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 1280 + 6 * 256,
-    },
-    "sdxl-half": {
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [160, 320, 640],
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 1024,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 128,
-        "projection_class_embeddings_input_dim": 640 + 6 * 128,
-    },
-}
-"""U-Nets, in diffusers' names."""
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+MODELS = {"sd15": SD15, "sdxl": SDXL, "sdxl-half": SDXL_HALF}
 
 
 def main() -> None:
@@ -145,18 +118,11 @@ def _ours(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
 
     from lorabake.adapters import graft
     from lorabake.adapters.lora import LoraSettings
-    from lorabake.families.networks.config import UNetConfig
-    from lorabake.families.networks.load import memory_format
-    from lorabake.families.networks.unet import UNet2DConditionModel
     from lorabake.families.sd.model import _layers
     from lorabake.optimizers._flat import FlatGroup, clip_gradients
     from lorabake.optimizers.adamw import AdamW, AdamWSettings
 
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(UNetConfig.from_json(MODELS[arguments.model]))
-    unet = unet.to(dtype).to_empty(device="cpu")
-    fill(unet)
-    unet = unet.to(memory_format=memory_format(unet, dtype, torch.device("cpu"))).requires_grad_(False)  # pyright: ignore[reportCallIssue]
+    unet = our_unet(MODELS[arguments.model], dtype, "cpu")
     latents, noise, timesteps, text, more = _inputs(arguments, dtype)
     if arguments.side in FLOORS:
         return floor(lambda x: unet(x, timesteps, text, *more), latents, noise)
@@ -191,24 +157,13 @@ def _theirs(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
     """diffusers' network, frozen, with PEFT's adapter or with a module for each layer."""
     import torch
 
-    diffusers: Any = importlib.import_module("diffusers")
-    with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(**MODELS[arguments.model])
-    unet = unet.to(dtype).to_empty(device="cpu")
-    fill(unet)
-    unet.requires_grad_(False)
+    unet = diffusers_unet(MODELS[arguments.model], dtype, "cpu")
     latents, noise, timesteps, text, more = _inputs(arguments, dtype)
     told = dict(zip(("text_embeds", "time_ids"), more, strict=False)) or None
     if arguments.side in FLOORS:
         return floor(lambda x: unet(x, timesteps, text, added_cond_kwargs=told).sample, latents, noise)
-    if arguments.side == "diffusers + peft":
-        peft: Any = importlib.import_module("peft")
-        unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(ATTENTION)))
-        trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-        for parameter in trained:
-            parameter.data = parameter.data.float() if dtype == torch.float32 else parameter.data
-    else:
-        trained = one_module_per_layer(unet, dtype, RANK)
+    peft = arguments.side == "diffusers + peft"
+    trained = with_peft(unet, RANK) if peft else one_module_per_layer(unet, dtype, RANK)
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
 
     def step() -> None:
@@ -219,53 +174,6 @@ def _theirs(arguments: argparse.Namespace, dtype: Any) -> Callable[[], None]:
         optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-def one_module_per_layer(unet: Any, dtype: Any, rank: int) -> list[Any]:
-    """Each layer's forward becomes forward(x) + up(down(x)) · scale, from two small layers of the same kind; returns their weights."""
-    import torch
-    from torch import nn
-
-    multiplier, scale = 1.0, 1.0
-
-    def changed(layer: Any) -> list[Any]:
-        if isinstance(layer, nn.Linear):
-            down, up = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
-        else:
-            down = nn.Conv2d(layer.in_channels, rank, 1, bias=False)
-            up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
-        place, before = layer.weight.device, layer.forward
-        down, up = down.to(place, dtype), up.to(place, dtype)
-        torch.nn.init.zeros_(up.weight)
-        setattr(layer, "forward", lambda x: before(x) + up(down(x)) * multiplier * scale)  # noqa: B010
-        return [down.weight, up.weight]
-
-    return [
-        weight
-        for name, layer in unet.named_modules()
-        if ".attentions." in name and isinstance(layer, nn.Linear | nn.Conv2d)
-        for weight in changed(layer)
-    ]
-
-
-def floor(predict: Callable[[Any], Any], latents: Any, noise: Any) -> Callable[[], None]:
-    """Forward and backward down to the input; no weight gets a gradient."""
-    import torch
-
-    def step() -> None:
-        given = latents.detach().requires_grad_()
-        torch.nn.functional.mse_loss(predict(given).float(), noise.float()).backward()
-
-    return step
-
-
-def fill(network: Any) -> None:
-    """Small random weights, and norms that do nothing."""
-    import torch
-
-    generator = torch.Generator(next(network.parameters()).device).manual_seed(0)
-    for parameter in network.parameters():
-        parameter.data.fill_(1.0) if parameter.dim() == 1 else parameter.data.normal_(0, 0.02, generator=generator)
 
 
 if __name__ == "__main__":

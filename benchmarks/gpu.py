@@ -34,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from full_size import ATTENTION, fill, floor, one_module_per_layer
+from networks import SD15, SDXL, diffusers_unet, floor, one_module_per_layer, our_unet, with_peft
 
 OURS, FLOORS = ("ours captured", "ours eager"), ("frozen base captured", "frozen base eager")
 SIDES = (*OURS, *FLOORS, "diffusers + peft", "diffusers + kohya-style")
@@ -72,30 +72,18 @@ class Case:
         return torch.float32 if tiny else torch.bfloat16
 
 
-_XL: dict[str, Any] = {
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [320, 640, 1280],
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 1280 + 6 * 256,
-}
 CASES = {
     "SD1.5 512 px": Case(
         "sd",
         512,
-        {"cross_attention_dim": 768, "attention_head_dim": 8},
+        SD15,
         {"cross_attention_dim": 64, "attention_head_dim": 2, "block_out_channels": [32, 32, 64, 64]},
     ),
     "SDXL 1024 px": Case(
         "sdxl",
         1024,
-        _XL,
-        _XL
+        SDXL,
+        SDXL
         | {
             "block_out_channels": [32, 32, 64],
             "transformer_layers_per_block": [1, 1, 2],
@@ -213,8 +201,13 @@ def _measure_device(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = _seconds_per_step(lambda: matrix @ matrix, finish, 1.0)
     work: dict[str, float] = {}
     for name in arguments.cases:
-        case, nowhere = CASES[name], torch.device("meta")
-        bake = _bake(case, arguments.tiny, _network(case, arguments.tiny, nowhere), capture=False)
+        case = CASES[name]
+        bake = _bake(
+            case,
+            arguments.tiny,
+            our_unet(case.sizes(arguments.tiny), case.dtype(arguments.tiny), "meta"),
+            capture=False,
+        )
         with FlopCounterMode(display=False) as counter:
             batch_loss(bake, 0, 0, (0,)).backward()
         work[name] = counter.get_total_flops() / 1e12
@@ -233,11 +226,11 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         recompute = torch.cuda.get_device_properties(0).total_memory < AMPLE
     notes = ["activations recomputed"] if recompute else []
     if side in (*OURS, *FLOORS):
-        unet = _network(case, tiny, device)
+        unet = our_unet(case.sizes(tiny), case.dtype(tiny), device)
         unet.checkpoint_gradients(recompute)
         step = (_floor if side in FLOORS else _ours)(case, tiny, unet, side in (OURS[0], FLOORS[0]), notes.append)
     else:
-        step = _theirs(case, tiny, device, recompute, with_peft="peft" in side)
+        step = _theirs(case, tiny, device, recompute, peft="peft" in side)
     finish = torch.cuda.synchronize if on_gpu else lambda: None
     step()
     finish()
@@ -268,23 +261,6 @@ def _seconds_per_step(step: Callable[[], object], finish: Callable[[], object], 
 
 
 # ---- ours
-
-
-def _network(case: Case, tiny: bool, device: Any) -> Any:
-    """Our U-Net with random weights, made on the device."""
-    import torch
-
-    from lorabake.families.networks.config import UNetConfig
-    from lorabake.families.networks.load import memory_format
-    from lorabake.families.networks.unet import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(UNetConfig.from_json(case.sizes(tiny))).to(case.dtype(tiny))
-    if device.type == "meta":
-        return unet.requires_grad_(False)
-    unet = unet.to_empty(device=device)
-    fill(unet)
-    return unet.to(memory_format=memory_format(unet, case.dtype(tiny), device)).requires_grad_(False)  # pyright: ignore[reportCallIssue]
 
 
 def _model(case: Case, pixels: int, unet: Any) -> Any:
@@ -410,27 +386,15 @@ def _given(case: Case, tiny: bool) -> dict[str, Any]:
 # ---- theirs
 
 
-def _theirs(case: Case, tiny: bool, device: Any, recompute: bool, with_peft: bool) -> Callable[[], object]:
+def _theirs(case: Case, tiny: bool, device: Any, recompute: bool, peft: bool) -> Callable[[], object]:
     """diffusers' network under autocast, with PEFT's adapter or with modules for each layer; noise and timesteps drawn on the device."""
     import torch
 
-    network: Any = importlib.import_module("diffusers.models.unets.unet_2d_condition").UNet2DConditionModel
     schedulers: Any = importlib.import_module("diffusers.schedulers.scheduling_ddpm")
-    with torch.device("meta"):
-        unet = network(**case.sizes(tiny)).to(case.dtype(tiny))
-    unet = unet.to_empty(device=device)
-    fill(unet)
-    unet.requires_grad_(False).train()
+    unet = diffusers_unet(case.sizes(tiny), case.dtype(tiny), device).train()
     if recompute:
         unet.enable_gradient_checkpointing()
-    if with_peft:
-        peft: Any = importlib.import_module("peft")
-        unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(ATTENTION)))
-        trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-        for parameter in trained:
-            parameter.data = parameter.data.float()
-    else:
-        trained = one_module_per_layer(unet, torch.float32, RANK)
+    trained = with_peft(unet, RANK) if peft else one_module_per_layer(unet, torch.float32, RANK)
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
     scheduler = schedulers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     told = {name: tensor.to(device) for name, tensor in _given(case, tiny).items()}

@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from networks import ATTENTION
+
 SIDES = ("lorabake", "diffusers + peft", "diffusers + peft, latents cached")
 RANK, WARM_UP = 8, 5
 
@@ -142,8 +144,7 @@ def _plain(arguments: argparse.Namespace) -> dict[str, float]:
     vae = diffusers.AutoencoderKL.from_pretrained(part["vae"]).float().requires_grad_(False)
     unet = diffusers.UNet2DConditionModel.from_pretrained(part["unet"]).float().requires_grad_(False)
     scheduler = diffusers.DDPMScheduler.from_pretrained(part["scheduler"])
-    unet_targets = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
-    unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=unet_targets))
+    unet.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(ATTENTION)))
     text_targets = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
     text_encoder = peft.get_peft_model(
         text_encoder, peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=text_targets)

@@ -11,12 +11,23 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorabake.api import generate, grid, open, train, validate
+    from lorabake.api import export_recipe, generate, grid, import_recipe, open, train, validate
     from lorabake.base.errors import LorabakeError, UserError
 
     __version__: str
 
-__all__ = ["LorabakeError", "UserError", "__version__", "generate", "grid", "open", "train", "validate"]
+__all__ = [
+    "LorabakeError",
+    "UserError",
+    "__version__",
+    "export_recipe",
+    "generate",
+    "grid",
+    "import_recipe",
+    "open",
+    "train",
+    "validate",
+]
 
 _ERRORS = ("LorabakeError", "UserError")
 

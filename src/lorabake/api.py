@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from lorabake.base.machine import Device, Precision
     from lorabake.protocols.family import ModelFacts, Prediction, TextOption, TextOptions
+    from lorabake.recipe.exports import Exported
+    from lorabake.recipe.imports import Imported
     from lorabake.sampling.prompts import Prompt
     from lorabake.train.continuing import Agree
     from lorabake.train.run import Outcome
@@ -61,6 +63,37 @@ def validate(recipe: Location | Mapping[str, Any], **settings: Mapping[str, Any]
 
     raw = changed(recipe if isinstance(recipe, Mapping) else read_raw(Path(recipe)), settings)
     return check_values(raw, subject="The recipe" if isinstance(recipe, Mapping) else str(recipe))
+
+
+def import_recipe(config: Location, dataset: Location | None = None) -> Imported:
+    """A config of another trainer as a recipe: kohya's sd-scripts and its GUI, ai-toolkit, OneTrainer. Nothing is written.
+
+    What comes back has the recipe's ``values``, which :func:`validate` and :func:`train` take, its ``toml()``, and a line for every key of the config.
+
+    Args:
+        config: the config: TOML, JSON or YAML. Relative paths in it count from the current folder.
+        dataset: a dataset config of sd-scripts that goes with it.
+
+    Raises:
+        UserError: it is no such config.
+    """
+    from lorabake.recipe.imports import import_config
+
+    return import_config(config, dataset)
+
+
+def export_recipe(recipe: Location | Mapping[str, Any]) -> Exported:
+    """A recipe as configs of kohya's sd-scripts. Nothing is written: ``texts(folder)`` has the files' texts by path.
+
+    Args:
+        recipe: a recipe file, or a dict by section.
+
+    Raises:
+        Problems: settings in it are wrong.
+    """
+    from lorabake.recipe.exports import export_recipe as export
+
+    return export(recipe)
 
 
 def train(

@@ -47,7 +47,8 @@ def test_every_side_of_the_richer_case_is_measured(gpu: Any, tmp_path: Path) -> 
 def test_the_arithmetic_of_a_step_is_counted(gpu: Any) -> None:
     """Frozen layers cost as much backward, down to their input, as forward; the adapter and its gradient cost something on top."""
     found = gpu._measure_device(argparse.Namespace(device="cpu", tiny=True, cases=["SD1.5 512 px"]))
-    unet = gpu._network(gpu.CASES["SD1.5 512 px"], True, torch.device("meta"))
+    case = gpu.CASES["SD1.5 512 px"]
+    unet = gpu.our_unet(case.sizes(True), case.dtype(True), "meta")
     inputs = (
         torch.empty(1, 4, 8, 8, device="meta"),
         torch.empty(1, device="meta"),

@@ -197,3 +197,17 @@ def test_given_values_are_not_changed(dataset: Path, monkeypatch: pytest.MonkeyP
 def test_there_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         check(tmp_path / "nothing")
+
+
+def test_what_is_for_lora_files_alone_is_told(dataset: Path) -> None:
+    raw = {
+        "data": {"folder": str(dataset)},
+        "adapter": {"name": "full"},
+        "save": {"dtype": "bf16"},
+        "output": {"trigger": "mira"},
+    }
+    whole = "adapter 'full' saves model folders"
+    told = check_values(raw).warnings
+    assert f"save.dtype = bf16 does nothing: {whole}, always in fp32." in told
+    assert f"output.trigger = mira does nothing: {whole}, which have no place for it." in told
+    assert not any(whole in warning for warning in check_values(raw | {"adapter": {"name": "lora"}}).warnings)

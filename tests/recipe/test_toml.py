@@ -64,7 +64,7 @@ def sections() -> st.SearchStrategy[dict[str, Any]]:
             "optimizer": some(lr=st.floats(1e-9, 10), text_encoder_lr=NUMBER, betas=st.tuples(NUMBER, NUMBER).map(list), eps=NUMBER),
             "schedule": st.one_of(*(st.fixed_dictionaries({"name": st.just(name)}, optional={"warmup": NUMBER}) for name in cards("schedule"))),
             "train": some(length=LENGTHS, batch_size=st.integers(1, 4096), seed=st.integers(0, 2**63 - 1), threads=st.integers(1, 64),
-                          gradient_checkpointing=st.booleans()),
+                          gradient_checkpointing=st.one_of(st.booleans(), st.floats(0.01, 0.99))),
             "save": some(every=LENGTHS, dtype=st.sampled_from(["fp16", "bf16", "fp32"]), state_every=NUMBER),
             "sample": some(prompts=st.lists(TEXT, max_size=3)),
             "output": some(trigger=TEXT, comment=TEXT),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorabake.protocols.family import Conditioning, Framing, Layer, ModelFacts, Part, Prediction, Tokens
+from lorabake.protocols.family import Conditioning, Framing, Layer, ModelFacts, Part, Prediction, Resident, Tokens
 
 LENGTH, WIDTH, LATENT = 12, 8, 4
 
@@ -41,6 +41,7 @@ class TinyModel:
     device = torch.device("cpu")
     dtype = torch.float32
     latent_space = "tiny"
+    text_space = "tiny"
 
     def layers(self) -> Sequence[Layer]:
         return []
@@ -68,8 +69,17 @@ class TinyModel:
         told_BD = torch.cat([conditioning["text_BLD"].mean(1), timesteps_B.float()[:, None] / 1000], dim=1)
         return self.look(latents_BCHW) + self.tell(told_BD)[:, :, None, None]
 
-    def checkpoint_gradients(self, enabled: bool) -> None:
+    def checkpoint_gradients(self, share: float) -> None:
         raise AssertionError("it is not trained")
+
+    def resting(self) -> frozenset[Resident]:
+        return frozenset()
+
+    def rest(self, names: Iterable[Resident]) -> None:
+        raise AssertionError("it comes from no file")
+
+    def wake(self, names: Iterable[Resident]) -> None:
+        raise AssertionError("it comes from no file")
 
     def save(self, folder: Path) -> None:
         raise AssertionError("it is not saved")

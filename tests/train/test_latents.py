@@ -18,7 +18,8 @@ from lorabake.base.errors import UserError
 from lorabake.dataset.buckets import BucketConfig, place
 from lorabake.dataset.folder import open_dataset
 from lorabake.sampling.infotext import save_png
-from lorabake.train.latents import View, _division, _write_pack, cached_latents
+from lorabake.train.latents import View, _division, cached_latents
+from lorabake.train.packs import write_pack
 
 
 @dataclass
@@ -180,7 +181,7 @@ def test_two_runs_fill_one_cache(tmp_path: Path) -> None:
     """Both write the same pack at the same time; neither may trip over the other's file."""
     pack = {"x": torch.arange(100_000.0)}
     with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(_write_pack, tmp_path, pack, pytest.fail) for _ in range(40)]:
+        for done in [pool.submit(write_pack, tmp_path, pack, pytest.fail) for _ in range(40)]:
             done.result()
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 

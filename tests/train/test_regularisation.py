@@ -142,6 +142,24 @@ def test_what_is_wrong_is_told_before_the_run(dataset: Path, girls: Path, tmp_pa
         check_values(recipe(dataset, girls))
 
 
+def test_held_out_pictures_are_not_trained_as_regularisation_pictures(
+    dataset: Path, girls: Path, tmp_path: Path
+) -> None:
+    raw = recipe(dataset, girls)
+    (tmp_path / "apart" / "1_mira").mkdir(parents=True)
+    (tmp_path / "apart" / "1_mira" / "same.png").write_bytes((girls / "1_girl" / "003.png").read_bytes())
+    raw["validation"] = {"folder": str(tmp_path / "apart")}
+    with pytest.raises(Problems, match=r"apart/1_mira/same\.png \(as reg/1_girl/003\.png\)"):
+        check_values(raw)
+    raw["validation"] = {"share": 0.4}
+    (home,) = {sample.name for sample in check_values(raw).held_out.samples[:1]}  # pyright: ignore[reportOptionalMemberAccess]
+    (girls / "1_girl" / "twin.png").write_bytes((dataset / home).read_bytes())
+    with pytest.raises(
+        Problems, match=r"held-out pictures are regularisation pictures too: .*\(as reg/1_girl/twin\.png\)"
+    ):
+        check_values(raw)
+
+
 def test_idle_settings_and_pictures_that_never_come_are_told(dataset: Path, girls: Path) -> None:
     told = check_values(recipe(dataset, None, prior_loss_weight=0.5, regularisation_ratio=2.0)).warnings
     assert "data.prior_loss_weight = 0.5 does nothing: data.regularisation names no folder." in told

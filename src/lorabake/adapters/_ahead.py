@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lorabake.adapters._kernels import rows_of, weight_of
 from lorabake.protocols.adapter import LayerType, StackingLayerType
+from lorabake.protocols.family import ComputedWeight
 
 _SMALL = 50_000
 """Weights."""
@@ -44,6 +45,8 @@ def stacks_of(layers: Iterable[_Grafted]) -> list[Stack]:
     found: dict[Any, list[_Grafted]] = {}
     for layer in layers:
         base = layer.base
+        if isinstance(base, ComputedWeight):
+            continue
         if isinstance(base, nn.Linear | nn.Conv2d) and _is_plain(base) and base.weight.numel() <= _SMALL:
             shapes = tuple((name, tensor.shape) for name, tensor in layer.tensors.items())
             constants = tuple(float(tensor) for tensor in layer.tensors.values() if tensor.ndim == 0)

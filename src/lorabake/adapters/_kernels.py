@@ -62,9 +62,19 @@ def low_rank_linear(
         scale: s.
     """
     x_NI = x.reshape(-1, x.shape[-1])
-    thin_RN = down.flatten(1).to(x.dtype) @ x_NI.t()
-    y_NO = F.linear(x_NI, weight_OI, bias_O).addmm_(thin_RN.t(), up.flatten(1).t().to(x.dtype), alpha=scale)
-    return y_NO.view(*x.shape[:-1], y_NO.shape[1])
+    return _with_change(F.linear(x_NI, weight_OI, bias_O), x_NI, down, up, scale).view(*x.shape[:-1], -1)
+
+
+def low_rank_layer(layer: nn.Linear, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """:func:`low_rank_linear` of a layer, which may keep its weight in whatever form it likes."""
+    x_NI = x.reshape(-1, x.shape[-1])
+    return _with_change(layer.forward(x_NI), x_NI, down, up, scale).view(*x.shape[:-1], -1)
+
+
+def _with_change(y_NO: Tensor, x_NI: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """The base's product with the change added in place."""
+    thin_RN = down.flatten(1).to(x_NI.dtype) @ x_NI.t()
+    return y_NO.addmm_(thin_RN.t(), up.flatten(1).t().to(x_NI.dtype), alpha=scale)
 
 
 def low_rank_cells(x_BCHW: Tensor, layer: nn.Conv2d, down: Tensor, up: Tensor, scale: float) -> Tensor:

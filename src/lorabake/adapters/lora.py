@@ -15,7 +15,7 @@ from lorabake.base import patterns
 from lorabake.base.cards import Settings
 from lorabake.base.lazy import lazy_module
 from lorabake.protocols.adapter import AdapterCard
-from lorabake.protocols.family import Layer
+from lorabake.protocols.family import ComputedWeight, Layer
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,7 @@ class Lora:
             weight = kernels.merged(base.weight, down, up, scale)  # pyright: ignore[reportArgumentType]
             return kernels.with_weight(base, x, weight)  # pyright: ignore[reportArgumentType]
         if isinstance(base, nn.Linear) and not drops:
-            return kernels.low_rank_linear(x, base.weight, base.bias, down, up, scale)
+            return kernels.low_rank_layer(base, x, down, up, scale)
         if not drops and kernels.is_pointwise(base, x):
             return kernels.low_rank_cells(x, base, down, up, scale)  # pyright: ignore[reportArgumentType]
         origin: Any = getattr(base, "origin", base)  # below other adapters, if there are any
@@ -223,6 +223,8 @@ class Lora:
 
 def _merges(base: nn.Module, x: Tensor, rank: int) -> bool:
     """Whether the change is better added to the weight. Never in half precision, where small changes would be rounded away."""
+    if isinstance(base, ComputedWeight):
+        return False
     if not isinstance(base, nn.Linear | nn.Conv2d) or base.weight.dtype != torch.float32 or x.dtype != torch.float32:
         return False
     inputs, outputs = base.weight[0].numel(), base.weight.shape[0]

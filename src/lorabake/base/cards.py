@@ -44,6 +44,12 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
+    def changed(self, *names: str) -> dict[str, Any]:
+        """Values that are not the default's, by name: of all settings, or of those named."""
+        fields = type(self).model_fields
+        defaults = {name: fields[name].get_default(call_default_factory=True) for name in names or fields}
+        return {name: value for name, default in defaults.items() if (value := getattr(self, name)) != default}
+
     def metadata(self) -> dict[str, Any]:
         """What a trained file tells of these settings: fields of ``formats.metadata.TrainingFacts``."""
         return {}

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +145,27 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_new(texts: Mapping[Path, str], make: Path | None = None) -> None:
+    """Write text files that must not be there yet: all of them, or none. A folder ``make`` for them is made if need be.
+
+    Raises:
+        UserError: one of them exists, or its folder does not.
+    """
+    for path in texts:
+        if path.exists():
+            raise UserError(
+                f"{path} exists and is not overwritten. Give another name, or move it away. Nothing was written."
+            )
+        needed = path.parent.parent if path.parent == make else path.parent
+        if not needed.is_dir():
+            raise UserError(
+                f"The folder {needed} does not exist. Make it first, or give another one. Nothing was written."
+            )
+    if make is not None:
+        if make.exists() and not make.is_dir():
+            raise UserError(f"{make} is a file, and a folder is needed. Give another name. Nothing was written.")
+        make.mkdir(exist_ok=True)
+    for path, text in texts.items():
+        write_atomic(path, text.encode())

@@ -7,7 +7,20 @@ import sys
 from collections.abc import Sequence
 
 from lorabake.base.errors import LorabakeError
-from lorabake.cli import demo, explain, generate, grid, listing, pocket, queue, tensorboard, train, validate
+from lorabake.cli import (
+    demo,
+    explain,
+    export,
+    generate,
+    grid,
+    import_,
+    listing,
+    pocket,
+    queue,
+    tensorboard,
+    train,
+    validate,
+)
 
 _VERBS = {
     "demo": demo,
@@ -15,6 +28,8 @@ _VERBS = {
     "generate": generate,
     "grid": grid,
     "validate": validate,
+    "import": import_,
+    "export": export,
     "explain": explain,
     "list": listing,
     "queue": queue,

@@ -171,7 +171,6 @@ seed = {seed}
 
 [save]
 every = "1000 steps"
-dtype = "fp32"
 
 [output]
 name = "pocket"

@@ -193,9 +193,11 @@ def _told(event: Event, last: bool) -> str:
     kind = event["kind"]
     if kind == "step":
         return f"step {event['step']}  epoch {event['epoch']}  loss {event['loss']:.4f}" if last else ""
-    if kind == "encoding":
-        return f"encoding pictures: {event['done']} of {event['total']}" if last else ""
+    if kind in ("encoding", "encoding_text"):
+        what = "pictures" if kind == "encoding" else "captions"
+        return f"encoding {what}: {event['done']} of {event['total']}" if last else ""
     texts = {"said": "text", "note": "text", "checkpoint": "file", "dropped": "file", "latents_not_kept": "reason"}
+    texts |= {"text_not_kept": "reason"}
     if kind in texts:
         return {"checkpoint": "saved ", "note": "note: ", "dropped": "deleted "}.get(kind, "") + str(event[texts[kind]])
     facts = "  ".join(f"{name} {value}" for name, value in event.items() if name != "kind")

@@ -101,6 +101,9 @@ class TrainingProgress:
     def _on_encoding(self, event: Event) -> None:
         self._show("encoding pictures", event["done"], event["total"])
 
+    def _on_encoding_text(self, event: Event) -> None:
+        self._show("encoding captions", event["done"], event["total"])
+
     def _on_started(self, event: Event) -> None:
         self._total = event["total_steps"]
         if event["step"]:
@@ -116,6 +119,9 @@ class TrainingProgress:
 
     def _on_latents_not_kept(self, event: Event) -> None:
         self.say(f"note: encoded pictures are kept for this run only. {event['reason']}")
+
+    def _on_text_not_kept(self, event: Event) -> None:
+        self.say(f"note: encoded captions are kept for this run only. {event['reason']}")
 
     def _on_not_recorded(self, event: Event) -> None:
         self.say(f"note: steps are launched operation by operation, which is slower on a GPU: {event['reason']}")

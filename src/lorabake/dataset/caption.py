@@ -235,17 +235,14 @@ def idle_settings(config: CaptionConfig) -> tuple[str, ...]:
     if config.caption_dropout == 1:
         return tuple(
             f"{name} does nothing: caption_dropout = 1 leaves every caption out."
-            for name, field in CaptionConfig.model_fields.items()
-            if name != "caption_dropout" and getattr(config, name) != field.default
+            for name in config.changed()
+            if name != "caption_dropout"
         )
     told: list[str] = []
     if config.keep_tokens and not _moves_tags(config):
         reason = "neither shuffle nor tag_dropout nor token_warmup is on"
         told.append(f"keep_tokens = {config.keep_tokens} does nothing: {reason}.")
-    if (
-        config.token_warmup is None
-        and config.token_warmup_min != CaptionConfig.model_fields["token_warmup_min"].default
-    ):
+    if config.token_warmup is None and config.changed("token_warmup_min"):
         told.append(f"token_warmup_min = {config.token_warmup_min} does nothing without token_warmup.")
     return tuple(told)
 

@@ -60,11 +60,8 @@ def idle_settings(config: MaskConfig) -> tuple[str, ...]:
     """Settings that were given and do nothing, each with the reason."""
     if config.source != "none":
         return ()
-    fields = type(config).model_fields
     return tuple(
-        f"{name} = {value} does nothing: data.masks.source is 'none'."
-        for name in fields
-        if (value := getattr(config, name)) != fields[name].default
+        f"{name} = {value} does nothing: data.masks.source is 'none'." for name, value in config.changed().items()
     )
 
 

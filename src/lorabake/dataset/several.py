@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems
 from lorabake.base.places import expanded
-from lorabake.dataset.folder import Dataset, open_dataset
+from lorabake.dataset.folder import Dataset, Sample, open_dataset
 
 
-def open_datasets(paths: Sequence[Path], **options: Any) -> Dataset:
+def open_datasets(paths: Sequence[Path], repeats: Sequence[int] = (), **options: Any) -> Dataset:
     """Open folders of pictures together; one alone is opened as `open_dataset` does.
 
     Of several, each stands as a folder in a dataset would: pictures directly in ``10_suzu`` have 10 repeats. Names begin with the
@@ -21,19 +21,21 @@ def open_datasets(paths: Sequence[Path], **options: Any) -> Dataset:
 
     Args:
         paths: the folders; at least one.
+        repeats: for each folder, how often each of its pictures is trained on per epoch, in place of what the folder's own name says;
+            numbers of folders inside it count besides. Empty: the names say it.
         **options: as for `open_dataset`.
 
     Raises:
         Problems: everything that is wrong with any of them, or a folder is given twice or lies in another.
     """
     if len(paths) == 1:
-        return open_dataset(paths[0], **options)
+        return _repeated(open_dataset(paths[0], **options), repeats[0] if repeats else 1)
     roots = [Path(os.path.abspath(expanded(path))) for path in paths]
     problems = _overlaps(roots)
     found: list[Dataset] = []
-    for name, root in zip(_names(roots), roots, strict=True):
+    for name, root, times in zip(names_of(roots), roots, repeats or [1] * len(roots), strict=True):
         try:
-            found.append(_renamed(open_dataset(root, number_counts=True, **options), name))
+            found.append(_renamed(_repeated(open_dataset(root, number_counts=not repeats, **options), times), name))
         except Problems as error:
             problems += [Problem(f"{name}/{item.where}", f"{name}: {item.what}") for item in error.problems]
     if problems:
@@ -46,6 +48,14 @@ def open_datasets(paths: Sequence[Path], **options: Any) -> Dataset:
         tuple(warning for dataset in found for warning in dataset.warnings),
         tuple(roots[1:]),
     )
+
+
+def _repeated(dataset: Dataset, times: int) -> Dataset:
+    """The same with every picture so many times as often."""
+    if times == 1:
+        return dataset
+    samples = tuple(dataclasses.replace(sample, repeats=sample.repeats * times) for sample in dataset.samples)
+    return dataclasses.replace(dataset, samples=samples)
 
 
 def _overlaps(roots: Sequence[Path]) -> list[Problem]:
@@ -65,7 +75,7 @@ def _overlaps(roots: Sequence[Path]) -> list[Problem]:
     return problems
 
 
-def _names(roots: Sequence[Path]) -> list[str]:
+def names_of(roots: Sequence[Path]) -> list[str]:
     """The folders' own names; a number behind those that were met before."""
     names: list[str] = []
     for root in roots:
@@ -77,15 +87,19 @@ def _names(roots: Sequence[Path]) -> list[str]:
     return names
 
 
+def renamed(samples: Iterable[Sample], label: str) -> tuple[Sample, ...]:
+    """The same with ``label`` in front of their names and folders."""
+    return tuple(
+        dataclasses.replace(sample, name=f"{label}/{sample.name}", folder=f"{label}/{sample.folder}".rstrip("/"))
+        for sample in samples
+    )
+
+
 def _renamed(dataset: Dataset, name: str) -> Dataset:
     """The same with ``name`` in front of everything."""
-    samples = tuple(
-        dataclasses.replace(sample, name=f"{name}/{sample.name}", folder=f"{name}/{sample.folder}".rstrip("/"))
-        for sample in dataset.samples
-    )
     return dataclasses.replace(
         dataset,
-        samples=samples,
+        samples=renamed(dataset.samples, name),
         notes=tuple(f"{name}: {note}" for note in dataset.notes),
         warnings=tuple(Problem(f"{name}/{item.where}", item.what) for item in dataset.warnings),
     )

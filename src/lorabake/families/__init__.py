@@ -54,11 +54,20 @@ def inspect_model(
     raise UserError(f"'{base}' cannot be trained on: {describe(source.base)}")
 
 
-def load_model(facts: ModelFacts | str | Path, **options: Any) -> Model:
-    """Load the model that ``facts`` (or a path, or ``pocket``) describes. Options are the family's: dtype, device, clip_skip …"""
+def load_model(facts: ModelFacts | str | Path, *, late: bool = False, **options: Any) -> Model:
+    """Load the model that ``facts`` (or a path, or ``pocket``) describes. Options are the family's: dtype, device, clip_skip …
+
+    With ``late``, all of it rests at first: weights are read when they are needed (:meth:`~lorabake.protocols.family.Model.wake`).
+    """
     if not isinstance(facts, ModelFacts):
         facts = inspect_model(facts)
-    return family_card(facts).load()(facts, **options)
+    load = family_card(facts).load()
+    if not late:
+        return load(facts, **options)
+    from lorabake.families.networks.residence import late as rested
+
+    with rested():
+        return load(facts, **options)
 
 
 def load_on(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 Prediction = Literal["epsilon", "v", "flow"]
 """What the denoiser answers: the noise ε, v, or the direction from picture to noise (flow matching)."""
 Part = Literal["denoiser", "text_encoder", "text_encoder_2", "text_encoder_3"]
+Quantisation = Literal["int8", "fp8", "nf4"]
+"""How weights are stored in few bits."""
+Resident = Literal[Part, "vae"]
+"""What of a model is in memory or not: its parts, and its autoencoder."""
 LayerGroup = Literal["transformer", "resnet", "text", "other"]
 TextOption = Literal["clip_skip", "max_tokens", "t5_tokens"]
 """Settings of a recipe's model section about how captions are read, which not every family has."""
@@ -112,9 +116,15 @@ class FamilyCard(Card):
     """Facts, or None for models of other families. Raises UserError for a model of the family that cannot be used."""
     text_options: frozenset[TextOption] = frozenset()
     """Which of them models of this family are loaded with; the others do nothing."""
+    fp16: bool = True
+    """Whether its models can be run in float16."""
     readers: Callable[[ModelFacts, TextOptions], Mapping[Part, Reader]] = lambda facts, options: {}
     """For each text encoder what it sees of captions, told from the tokenizer's files alone, without weights or torch.
     The options are the recipe's settings. Raises UserError where those files are broken."""
+
+
+class ComputedWeight:
+    """A layer whose ``weight`` is not in memory: asked for it, it computes it anew, frozen. Calling it keeps no weight for the backward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +197,11 @@ class Model(Protocol):
         """sha256 (hex) of what makes latents: the VAE's bytes and its scale. Cached latents carry it in their keys."""
         ...
 
+    @property
+    def text_space(self) -> str:
+        """sha256 (hex) that tells the text encoders from others. What is kept of captions carries it in its keys."""
+        ...
+
     def layers(self) -> Sequence[Layer]:
         """Every layer an adapter may change, in a fixed order."""
         ...
@@ -218,8 +233,20 @@ class Model(Protocol):
         """
         ...
 
-    def checkpoint_gradients(self, enabled: bool) -> None:
-        """Trade time for memory: recompute activations in the backward pass."""
+    def checkpoint_gradients(self, share: float) -> None:
+        """Trade time for memory: recompute activations in the backward pass, in this share of the denoiser's blocks (0 none, 1 all)."""
+        ...
+
+    def resting(self) -> frozenset[Resident]:
+        """What of the model is not in memory."""
+        ...
+
+    def rest(self, names: Iterable[Resident]) -> None:
+        """Let weights leave memory; trained ones stay. Whatever uses them has them read again."""
+        ...
+
+    def wake(self, names: Iterable[Resident]) -> None:
+        """Have weights in memory. Needed before they are looked at; to be computed with, they come by themselves."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -22,6 +22,7 @@ from lorabake.recipe.pictures import idle_settings as idle_pictures
 from lorabake.recipe.pictures import regularisation_notes
 from lorabake.recipe.preservation import preservation_notes
 from lorabake.recipe.recipe import Recipe
+from lorabake.recipe.resolve import adapter_card
 from lorabake.recipe.sections import DataSettings
 from lorabake.recipe.seen import token_warnings
 from lorabake.recipe.validation import validation_notes
@@ -66,6 +67,9 @@ def _by_section(checked: Checked) -> Iterator[str]:
     told = objective_warnings(recipe.objective, facts.prediction, recipe.train.batch_size)
     yield from (f"objective.{warning}" for warning in told)
     yield from _idle_samples(recipe)
+    yield from _idle_for_models(recipe)
+    if recipe.train.precision == "fp16" and recipe.train.device == "cpu":
+        yield "train.precision = 'fp16': a CPU computes it by way of other types, slower than fp32, and gains only memory."
     yield from token_warnings(checked.captions, recipe.model.reading(options), data.captions)
 
 
@@ -73,6 +77,16 @@ def _idle_samples(recipe: Recipe) -> Iterator[str]:
     """A rhythm for nothing."""
     if recipe.sample.every is not None and not recipe.sample.prompts and recipe.sample.prompts_file is None:
         yield "sample.every does nothing without sample.prompts or sample.prompts_file."
+
+
+def _idle_for_models(recipe: Recipe) -> Iterator[str]:
+    """What is for LoRA files alone."""
+    if adapter_card(recipe.adapter).trains_base:
+        whole = f"adapter '{recipe.adapter.name}' saves model folders"
+        for name, value in recipe.save.changed("dtype").items():
+            yield f"save.{name} = {value} does nothing: {whole}, always in fp32."
+        for name, value in recipe.output.changed("trigger", "comment").items():
+            yield f"output.{name} = {value} does nothing: {whole}, which have no place for it."
 
 
 def _too_small(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
@@ -98,7 +112,6 @@ def _idle_class_tokens(data: DataSettings, dataset: Dataset) -> Iterator[str]:
 
 def _idle_text_options(recipe: Recipe, facts: ModelFacts, options: Set[TextOption]) -> Iterator[str]:
     """Given settings about text that the family's models do not have."""
-    names: tuple[TextOption, ...] = typing.get_args(TextOption)
-    for name in names:
-        if name not in options and getattr(recipe.model, name) != type(recipe.model).model_fields[name].default:
+    for name in recipe.model.changed(*typing.get_args(TextOption)):
+        if name not in options:
             yield f"model.{name} does nothing: models of the family '{facts.family}' have no such setting."

@@ -36,7 +36,7 @@ from lorabake.recipe.sections import (
     ValidationSettings,
 )
 from lorabake.recipe.seen import SeenCaption, see_captions
-from lorabake.recipe.validation import split
+from lorabake.recipe.validation import split, trained_after_all
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> Checked:
@@ -70,6 +70,7 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     notes = list(masks.notes)
     regularisation = _regularisation(values, facts, dataset, samples, problems, notes)
     held_out = _held_out(values, facts, dataset, kept_back, problems)
+    problems.extend(trained_after_all(held_out, regularisation))
     captions = _captions(values, facts, dataset, problems)
     problems.extend(_contradictions(values, facts, captions))
     problems.extend(_preservation(values, dataset))
@@ -125,8 +126,15 @@ def _contradictions(
     if rates is not None and optimizer is not None:
         yield from optimizer_problems(optimizer, rates, train)
     adapter: Choice | None = values.get("adapter")
-    if train is not None and adapter is not None and train.precision == "bf16" and adapter_card(adapter).trains_base:
-        what = f"'bf16': adapter '{adapter.name}' trains the weights themselves, which needs fp32. Leave precision out."
+    half = train is not None and train.precision in ("bf16", "fp16")
+    if train is not None and adapter is not None and half and adapter_card(adapter).trains_base:
+        what = f"'{train.precision}': adapter '{adapter.name}' trains the weights themselves, which needs fp32. Leave precision out."
+        yield Problem("train.precision", what)
+    if model is not None and adapter is not None and model.quantize and adapter_card(adapter).trains_base:
+        what = f"'{model.quantize}': adapter '{adapter.name}' trains the weights themselves, which must be whole. Leave it out."
+        yield Problem("model.quantize", what)
+    if train is not None and facts is not None and train.precision == "fp16" and not family_card(facts).fp16:
+        what = f"'fp16': {facts.name} overflows in it (its family is '{facts.family}'). Set 'bf16' or 'fp32'."
         yield Problem("train.precision", what)
     if train is not None and adapter is not None and train.max_weight_norm and adapter_card(adapter).trains_base:
         what = (
@@ -184,7 +192,8 @@ def _dataset(values: Mapping[str, Any], problems: list[Problem]) -> Dataset | No
         return None
     try:
         data: DataSettings = values["data"]
-        dataset = open_datasets(data.folders, class_tokens=data.class_tokens, every_line=data.captions.wildcards)
+        options = {"class_tokens": data.class_tokens, "every_line": data.captions.wildcards}
+        dataset = open_datasets(data.folders, data.repeats_of_each, **options)
         problems.extend(_no_captions(values["data"].captions, dataset))
         return dataset
     except Problems as error:

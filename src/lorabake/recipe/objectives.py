@@ -72,9 +72,8 @@ def objective_warnings(choice: Choice, prediction: Prediction, batch_size: int) 
 
 def _idle(choice: Choice) -> Iterator[tuple[str, Any, str, str]]:
     """Settings that were given and that no chosen rule goes by: name, value, the kind of rule that would, and why it does not."""
-    for name, field in type(choice.settings).model_fields.items():
-        value = getattr(choice.settings, name)
-        if value != field.default and not reads(choice, name) and (found := _why_idle(choice.settings, name)):
+    for name, value in choice.settings.changed().items():
+        if not reads(choice, name) and (found := _why_idle(choice.settings, name)):
             yield name, value, *found
 
 

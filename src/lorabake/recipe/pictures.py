@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lorabake.dataset.folder import Dataset, Sample, open_dataset
 from lorabake.dataset.masks import Mask, MaskConfig, read_masks
 from lorabake.dataset.regularisation import Turns
 from lorabake.dataset.scan import named
+from lorabake.dataset.several import names_of, renamed
 from lorabake.recipe.sections import DataSettings
 
 
@@ -125,12 +126,7 @@ def open_regularisation(
     """
     where, before = "data.regularisation", len(problems)
     folders: list[Pictures] = []
-    for number, path in enumerate(data.regularisation):
-        label = (
-            path.name
-            if path.name not in [other.name for other in data.regularisation[:number]]
-            else f"{path.name} ({number + 1})"
-        )
+    for path, label in zip(data.regularisation, names_of(data.regularisation), strict=True):
         found = open_beside(path, where, label, dataset, problems, every_line=data.captions.wildcards)
         if found is None:
             continue
@@ -173,11 +169,7 @@ def open_beside(
     if doubles := [f"{label}/{sample.name}" for sample in found.samples if sample.sha256 in known]:
         what = f"{len(doubles)} of {label}'s pictures are training pictures too: {named(doubles)}. Take them out of one of the folders."
         problems.append(Problem(where, what))
-    samples = tuple(
-        dataclasses.replace(sample, name=f"{label}/{sample.name}", folder=f"{label}/{sample.folder}".rstrip("/"))
-        for sample in found.samples
-    )
-    return dataclasses.replace(found, samples=samples)
+    return dataclasses.replace(found, samples=renamed(found.samples, label))
 
 
 def regularisation_notes(regularisation: Regularisation, entries: int, epochs: int) -> Iterator[str]:
@@ -210,9 +202,7 @@ def idle_settings(data: DataSettings) -> tuple[str, ...]:
     """Settings that were given and do nothing, each with the reason."""
     if data.regularisation:
         return ()
-    fields: Sequence[str] = ("prior_loss_weight", "regularisation_ratio")
     return tuple(
-        f"{name} = {getattr(data, name)} does nothing: data.regularisation names no folder."
-        for name in fields
-        if getattr(data, name) != type(data).model_fields[name].default
+        f"{name} = {value} does nothing: data.regularisation names no folder."
+        for name, value in data.changed("prior_loss_weight", "regularisation_ratio").items()
     )

@@ -37,19 +37,12 @@ def preservation_problems(
 
 def preservation_notes(settings: PreservationSettings, data: DataSettings, samples: Sequence[Sample]) -> Iterator[str]:
     """What is worth knowing of what is kept, and what it takes."""
-    fields = type(settings).model_fields
-    given = [
-        name
-        for name in ("share", "trigger", "class_words", "caption")
-        if getattr(settings, name) != fields[name].default
-    ]
     if not settings.weight:
-        for name in given:
-            yield f"preservation.{name} = {getattr(settings, name)} does nothing: preservation.weight is 0."
+        for name, value in settings.changed("share", "trigger", "class_words", "caption").items():
+            yield f"preservation.{name} = {value} does nothing: preservation.weight is 0."
     elif settings.caption is not None:
-        for name in given:
-            if name in ("trigger", "class_words"):
-                yield f"preservation.{name} = {getattr(settings, name)} does nothing: preservation.caption is asked instead."
+        for name, value in settings.changed("trigger", "class_words").items():
+            yield f"preservation.{name} = {value} does nothing: preservation.caption is asked instead."
     elif without := _without(settings, data.captions, samples):
         yield (
             f"preservation: {len(without)} of {len(samples)} captions do not hold '{settings.trigger}' and are not asked of the base: "

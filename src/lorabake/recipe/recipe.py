@@ -25,6 +25,22 @@ from lorabake.recipe.sections import (
     ValidationSettings,
 )
 
+SECTION_NAMES = (
+    "model",
+    "data",
+    "adapter",
+    "objective",
+    "optimizer",
+    "schedule",
+    "train",
+    "preservation",
+    "validation",
+    "save",
+    "sample",
+    "output",
+)
+"""In the order in which files have them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lorabake.base import patterns
 from lorabake.base.cards import Settings
@@ -16,7 +16,7 @@ from lorabake.dataset.augment import AugmentConfig
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.dataset.caption import CaptionConfig, replaced
 from lorabake.dataset.masks import MaskConfig
-from lorabake.protocols.family import MOST_T5_TOKENS, TextOption, TextOptions
+from lorabake.protocols.family import MOST_T5_TOKENS, Quantisation, TextOption, TextOptions
 
 Rate = Annotated[float, Field(ge=0, le=10)]
 """A learning rate."""
@@ -46,6 +46,11 @@ class ModelSettings(Settings):
     """Tokens of a caption that the T5 text encoder reads, its end included, for models that have one (Flux, SD3); the rest is cut off. Absent:
     as the model was trained, 512 for Flux dev and 256 for schnell and SD3. Fewer make every step faster, and pictures may differ a little."""
 
+    quantize: Quantisation | None = None
+    """Store the large layers of the frozen denoiser, and of T5, in fewer bits: int8 or fp8 take a half, nf4 about 0.28 of their bf16 memory. They are
+    computed anew at each use, so steps are slower; int8 is closest to the original, nf4 farthest. The LoRA is trained, saved and used as ever.
+    Absent: off, as long as the model fits. Samples drawn while training are of the quantised model."""
+
     def source(self) -> dict[str, Any]:
         """The arguments of :func:`lorabake.families.inspect_model` among them."""
         return self.model_dump(include={"base", "vae", "text_encoders", "prediction"})
@@ -61,6 +66,9 @@ class DataSettings(Settings):
     folder: Path | tuple[Path, ...]
     """Dataset folder: subfolders named R_name (R = repeats per epoch), or pictures directly in it; captions beside them as .txt. Or a list
     of such folders: pictures directly in one that is named R_name have R repeats."""
+    repeats: Annotated[int, Field(ge=1, le=10_000)] | tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = ()
+    """How often each picture of the folder is trained on per epoch, or a list with a number for each folder: in place of the number in front of the
+    folder's own name. Numbers of folders inside it count besides. Absent: as the names say. 1 to 20 is usual."""
     class_tokens: str | None = Field(default=None, min_length=1)
     """Caption of pictures that have no caption file, in folders without a number; in R_name it is the name. Absent: an empty prompt."""
     regularisation: tuple[Path, ...] = ()
@@ -92,6 +100,20 @@ class DataSettings(Settings):
         if folder == ():
             raise ValueError("an empty list. Give a folder, or several")
         return folder
+
+    @property
+    def repeats_of_each(self) -> tuple[int, ...]:
+        """Those of every folder; empty where the folders' names say it."""
+        return self.repeats if isinstance(self.repeats, tuple) else (self.repeats,) * len(self.folders)
+
+    @model_validator(mode="after")
+    def _repeats_are_for_folders(self) -> DataSettings:
+        given, there = len(self.repeats_of_each), len(self.folders)
+        if given and given != there:
+            raise ValueError(
+                f"repeats has {given} numbers, and folder has {there}. Give one for each, or a single one for all"
+            )
+        return self
 
     @field_validator("regularisation", mode="before")
     @classmethod
@@ -185,10 +207,13 @@ class TrainSettings(Settings):
     smoother than the last step; 0.99 looks back over some hundred steps. They never change the training."""
     seed: int = Field(default=42, ge=0, lt=2**63)
     """Everything random derives from it: the same recipe gives the same bytes."""
-    precision: Literal["fp32", "bf16"] | None = None
-    """Type of the frozen weights and activations; the adapter itself is always float32. Default: bf16 on a GPU that has it, fp32 on a CPU."""
-    gradient_checkpointing: bool = False
-    """Recompute activations instead of keeping them: about 40 % slower, much less memory."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Type of the frozen weights and activations; the adapter itself is always float32. Default: bf16 on a GPU that has it, fp32 on a CPU.
+    fp16 takes as little memory, and is for GPUs without bf16: the loss is scaled up so that small gradients are not lost, and steps in which
+    something overflows are skipped. Not for Flux and SD3, which overflow in it."""
+    gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
+    """Recompute activations instead of keeping them: about 40 % slower, much less memory. Or the share of the denoiser's blocks to do so with, such
+    as 0.5: about that share of the time and of what is saved. The result is the same to the last bit. Default: none."""
     device: Literal["cpu", "cuda"] | None = None
     """Where to train. Default: the GPU if there is one."""
     threads: int | None = Field(default=None, ge=1, le=1024)

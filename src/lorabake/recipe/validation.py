@@ -8,7 +8,7 @@ from lorabake.base.errors import Problem
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.holdout import chances
 from lorabake.dataset.scan import named
-from lorabake.recipe.pictures import Pictures
+from lorabake.recipe.pictures import Pictures, Regularisation
 from lorabake.recipe.sections import ValidationSettings
 
 
@@ -35,13 +35,25 @@ def split(
     return training, held_out
 
 
+def trained_after_all(held_out: Pictures | None, regularisation: Regularisation | None) -> Iterator[Problem]:
+    """Held-out pictures that are trained on as regularisation pictures: what is measured on them would be memory."""
+    if held_out is None or regularisation is None:
+        return
+    trained = {sample.sha256: sample.name for sample in regularisation.samples}
+    both = {sample.name: trained[sample.sha256] for sample in held_out.samples if sample.sha256 in trained}
+    if both:
+        what = (
+            f"{len(both)} of the held-out pictures are regularisation pictures too: "
+            f"{named([f'{name} (as {as_trained})' for name, as_trained in both.items()])}. Take them out of one of the folders."
+        )
+        yield Problem("validation", what)
+
+
 def validation_notes(settings: ValidationSettings, held_out: Pictures | None, trained: int) -> Iterator[str]:
     """What is held out, and settings that do nothing."""
     if held_out is None:
-        fields = type(settings).model_fields
-        for name in ("every", "timesteps", "seed"):
-            if getattr(settings, name) != fields[name].default:
-                yield f"validation.{name} = {getattr(settings, name)} does nothing: neither a share nor a folder is held out."
+        for name, value in settings.changed("every", "timesteps", "seed").items():
+            yield f"validation.{name} = {value} does nothing: neither a share nor a folder is held out."
         return
     count = len(held_out.samples)
     if settings.share:

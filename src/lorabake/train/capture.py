@@ -59,6 +59,7 @@ class Captured:
         record: how.
         told: told once why there will be no recordings in this run, should that turn out.
         around: entered for each pass forward and backward.
+        scale: what the loss is multiplied by for its gradient, 0-d on the device; None is 1.
         most: recordings kept. Of more sets of shapes, those used least recently are computed without from then on.
     """
 
@@ -70,8 +71,10 @@ class Captured:
         record: Recorder,
         told: Callable[[str], None] = lambda reason: None,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
+        scale: Tensor | None = None,
         most: int = _MOST,
     ) -> None:
+        self._scale = scale
         self._loss_of, self._groups, self._device = loss_of, groups, device
         self._record, self._told, self._around, self._most = record, told, around, most
         self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()
@@ -98,7 +101,7 @@ class Captured:
     def _learn(self, inputs: Inputs, batches: int) -> Tensor:
         with self._around():
             loss = self._loss_of(inputs) / batches
-            loss.backward()
+            loss.backward(self._scale)
         return loss.detach()
 
     def _recording(self, key: Hashable, inputs: Inputs, batches: int) -> _Recording | None:

@@ -16,6 +16,7 @@ from lorabake.formats.metadata import ModelSpec, TrainingFacts, training_metadat
 from lorabake.optimizers.schedules import ScheduleCard, ScheduleSettings
 from lorabake.protocols.optimizer import OptimizerSettings
 from lorabake.recipe import Checked, Recipe
+from lorabake.train.awake import awake
 from lorabake.train.loop import Bake
 
 
@@ -31,7 +32,8 @@ def write_checkpoint(folder: Path, checked: Checked, bake: Bake, step: int, ema:
     """Write the adapter as it is after ``step`` optimizer steps; returns its path. ``ema``: its weights are the average of this decay."""
     name = checkpoint_name(checked.recipe.output.name or "lora", bake, step) + (f"-ema{ema:g}" if ema else "")
     if bake.graft.card.saves == "model":
-        bake.model.save(folder / name)
+        with awake(bake.model):
+            bake.model.save(folder / name)
         return folder / name
     path = folder / f"{name}.safetensors"
     write_lora(
@@ -98,7 +100,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         batch_size_per_device=train.batch_size,
         total_batch_size=train.batch_size * train.gradient_accumulation,
         gradient_accumulation_steps=train.gradient_accumulation,
-        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing=bool(train.gradient_checkpointing),
         learning_rate=recipe.rates.lr or 0.0,
         unet_lr=recipe.rates.lr,
         text_encoder_lr=list(text_rates)
@@ -110,7 +112,8 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         lr_warmup_steps=warmup.steps(bake.total_steps),
         max_grad_norm=train.max_grad_norm,
         scale_weight_norms=train.max_weight_norm,
-        mixed_precision="bf16" if train.precision == "bf16" else "no",
+        mixed_precision=train.precision if train.precision in ("bf16", "fp16") else "no",
+        fp8_base=recipe.model.quantize == "fp8",
         seed=train.seed,
         **_adapter_facts(recipe),
         **recipe.objective.settings.metadata(),

@@ -22,7 +22,8 @@ def diagnosis(bake: Bake, step: int, batches: Sequence[Batch], loss: float) -> s
     if bad:
         cause = f"The trained weights of {' and '.join(bad)} are already not finite"
     elif bake.model.dtype != torch.float32:
-        cause = f"Likely an overflow in {bake.model.dtype}: train with precision fp32"
+        better = "bf16 or fp32" if bake.model.dtype == torch.float16 else "fp32"
+        cause = f"Likely an overflow in {bake.model.dtype}: train with precision {better}"
     else:
         rates = ", ".join(f"{bake.rate_of(group):g}" for group in bake.optimizer.param_groups)
         cause = f"Likely a learning rate that is too high (now {rates}): try a tenth of it"

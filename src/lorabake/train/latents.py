@@ -9,20 +9,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from lorabake.base.errors import UserError
-from lorabake.base.files import free_space, sha256_file, write_atomic
-from lorabake.base.lock import exclusive
+from lorabake.base.files import free_space
 from lorabake.base.machine import cores
 from lorabake.base.streams import torch_stream
 from lorabake.base.units import size
@@ -31,6 +28,7 @@ from lorabake.dataset.buckets import Placement, fit
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.image import read_rgb
 from lorabake.protocols.family import Framing, Model
+from lorabake.train.packs import read_pack, read_packs, write_pack
 
 _PACK = 512
 """Latents per file of the cache: few files for large sets, and little lost when encoding is interrupted."""
@@ -90,7 +88,7 @@ def cached_latents(
     # The threads of one picture are in the key: sums in another order may differ in the last bit.
     keys = [view.key(f"{space} {model.dtype} {model.device.type} {threads}") for view in views]
     home = folder / space[:16] if folder else None
-    found = _read_packs(home, set(keys)) if home else {}
+    found = read_packs(home, set(keys)) if home else {}
     missing = list({key: view for key, view in zip(keys, views, strict=True) if key not in found}.items())
     if home and (lacking := _no_room(home, [view for _, view in missing], model)):
         not_kept(lacking)
@@ -106,9 +104,9 @@ def cached_latents(
                     progress(start + len(fresh), len(missing))
             finally:
                 if home and fresh:
-                    pack = _write_pack(home, fresh, not_kept)
+                    pack = write_pack(home, fresh, not_kept)
                     home = home if pack else None
-            found.update(_read_pack(pack, fresh.keys()) if pack else _gathered(fresh))
+            found.update(read_pack(pack, fresh.keys()) if pack else _gathered(fresh))
     torch.set_num_threads(before)
     return [found[key] for key in keys]
 
@@ -182,33 +180,3 @@ def _gathered(latents: dict[str, Tensor]) -> dict[str, Tensor]:
         by_shape.setdefault(tensor.shape, []).append(key)
     blocks = {shape: torch.stack([latents[key] for key in keys]) for shape, keys in by_shape.items()}
     return {key: row for shape, keys in by_shape.items() for key, row in zip(keys, blocks[shape], strict=True)}
-
-
-def _write_pack(folder: Path, latents: dict[str, Tensor], not_kept: Callable[[str], None]) -> Path | None:
-    """The file, or None where nobody may write: a dataset is no less good for that."""
-    data = save({key: tensor.contiguous() for key, tensor in latents.items()})
-    path = folder / f"{hashlib.sha256(data).hexdigest()}.safetensors"
-    try:
-        with exclusive(folder / ".lock", wait=True):  # two runs on one dataset write the same packs
-            write_atomic(path, data)
-    except UserError as error:
-        not_kept(str(error))
-        return None
-    return path
-
-
-def _read_packs(folder: Path, wanted: Collection[str]) -> dict[str, Tensor]:
-    """Wanted latents of every whole pack. A pack whose bytes are not what its name says is deleted, to be made again."""
-    found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if sha256_file(path) != path.stem:
-            path.unlink(missing_ok=True)
-            continue
-        found.update(_read_pack(path, wanted))
-    return found
-
-
-def _read_pack(path: Path, wanted: Collection[str]) -> dict[str, Tensor]:
-    """Its tensors, mapped: pages come from the file when they are used, and may leave memory again."""
-    with safe_open(path, framework="pt") as pack:
-        return {key: pack.get_tensor(key) for key in pack.keys() if key in wanted}  # noqa: SIM118 - not a dict

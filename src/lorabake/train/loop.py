@@ -26,7 +26,7 @@ from lorabake.optimizers._build import rates_now
 from lorabake.optimizers._flat import FlatGroup, clip_gradients
 from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
-from lorabake.protocols.family import Framing, Model
+from lorabake.protocols.family import Framing, Model, Resident
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Recipe
@@ -36,6 +36,7 @@ from lorabake.train.capture import Captured, Inputs
 from lorabake.train.diagnosis import diagnosis
 from lorabake.train.picture_losses import by_picture
 from lorabake.train.preservation import base_answer, kept_losses, taken
+from lorabake.train.scaling import LossScale, take_step
 from lorabake.train.text import TextSource, conditioning_of
 from lorabake.train.validation import HeldOut
 
@@ -82,6 +83,10 @@ class Bake:
     """What the objective learns for itself."""
     started_from: str | None = None
     """Name and hash of the LoRA file whose change training began with."""
+    idle: frozenset[Resident] = frozenset()
+    """What of the model no step needs: it rests."""
+    scale: LossScale | None = None
+    """What losses are multiplied by where gradients would be too small for the model's numbers."""
 
     @property
     def trained(self) -> int:
@@ -151,6 +156,8 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
         param_group["lr"] = rate * scale
     if bake.beside:
         bake.beside.group.zero_gradient()
+    if bake.scale:
+        bake.scale.begin()
     _seed_dropout(stream_seed(recipe.train.seed, "dropout", step), bake.model.device)
     total = torch.zeros((), device=bake.model.device)
     noted: list[Tensor] = []
@@ -158,16 +165,18 @@ def optimizer_step(bake: Bake, step: int, batches: Sequence[Batch]) -> Step:
         total += _add_gradient(bake, step, micro, batch, len(batches))
         if bake.noted_2B is not None:
             noted.append(bake.noted_2B[:, : len(batch)].clone().flatten())  # the next batch overwrites it
+    if bake.scale:
+        bake.scale.unscale()
     norm = clip_gradients(list(bake.groups), recipe.train.max_grad_norm)
-    told = torch.cat([total[None], norm.to(total)[None], *noted]).tolist()  # the only time a step waits for a GPU
-    loss_value, norm_value = told[:2]
-    if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+    # the only time a step waits for a GPU
+    loss_value, norm_value, *told = torch.cat([total[None], norm.to(total)[None], *noted]).tolist()
+    if not (math.isfinite(loss_value) and (bake.scale or math.isfinite(norm_value))):
         raise NotFinite(diagnosis(bake, step, batches, loss_value))
-    bake.optimizer.step()
-    if bake.beside:
-        bake.beside.optimizer.step()
-    more = {name: value for settle in bake.settle for name, value in settle(step).items()}
-    return Step(loss_value, norm_value, sum(map(len, batches)), by_picture(batches, told[2:]), more)
+    more = dict(take_step(bake.scale, norm_value, bake.optimizer, bake.beside))
+    for settle in bake.settle:
+        more |= settle(step)
+    shown_norm = norm_value if math.isfinite(norm_value) else 0.0
+    return Step(loss_value, shown_norm, sum(map(len, batches)), by_picture(batches, told), more)
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
@@ -183,7 +192,7 @@ def _add_gradient(bake: Bake, step: int, micro: int, batch: Batch, batches: int)
         return bake.captured(batch_inputs(bake, step, micro, batch), batches)
     with bake.graft.ahead():
         loss = batch_loss(bake, step, micro, batch) / batches
-        loss.backward()
+        loss.backward(bake.scale and bake.scale.factor)
     return loss.detach()
 
 

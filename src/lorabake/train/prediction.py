@@ -34,6 +34,7 @@ from lorabake.objectives.diffusion import Diffusion, DiffusionSettings
 from lorabake.objectives.flow import Flow, FlowSettings
 from lorabake.protocols.family import Framing, Model, Prediction
 from lorabake.protocols.objective import Objective
+from lorabake.train.text import TextSource, conditioning_of
 
 _LEVELS = (0.7, 0.2)
 """ᾱ, the picture's share of the variance, at which the model is asked."""
@@ -48,7 +49,11 @@ _NAMES: Mapping[Prediction, str] = {"epsilon": "noise (epsilon)", "v": "v", "flo
 
 @torch.no_grad()
 def check_prediction(
-    model: Model, latents: Sequence[Tensor], captions: Sequence[str], framings: Sequence[Framing]
+    model: Model,
+    latents: Sequence[Tensor],
+    captions: Sequence[str],
+    framings: Sequence[Framing],
+    text: TextSource | None = None,
 ) -> None:
     """Ask the model about the first two pictures of one size: one forward pass of four rows, and a second one if that looks wrong.
 
@@ -57,6 +62,7 @@ def check_prediction(
     Args:
         model: the base, or with an adapter that changes nothing yet and drops nothing out.
         latents: of each picture, CHW.
+        text: knows what is told of captions, where they have been encoded before.
 
     Raises:
         UserError: it clearly predicts something else than ``model.facts.prediction``.
@@ -68,7 +74,9 @@ def check_prediction(
     rows = [index for index in alike for _ in _LEVELS]
     latents_BCHW = torch.stack([latents[index] for index in rows]).to(model.device)
     noise_BCHW = torch.randn(latents_BCHW.shape, generator=torch_stream(0, "prediction")).to(model.device)
-    conditioning = model.encode_text(model.tokenize([captions[index] for index in rows]))
+    told = text or model.tokenize
+    asked = {name: tensor.to(model.device) for name, tensor in told([captions[index] for index in rows]).items()}
+    conditioning = conditioning_of(model, asked)
     conditioning |= model.frame([framings[index] for index in rows])
     alpha_bars_T = (1 - model.betas_T).cumprod(0)
     levels_T = torch.tensor([int((alpha_bars_T > level).sum()) for level in _LEVELS]).clamp(max=len(alpha_bars_T) - 1)

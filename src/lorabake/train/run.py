@@ -206,8 +206,9 @@ def _check_base(bake: Bake) -> None:
     alike = [index for index, bucket in enumerate(bake.buckets) if bucket == bake.buckets[0]][:ASKED]
     captions = [full_caption(bake.samples[index].caption, bake.recipe.data.captions) for index in alike]
     latents, framings = [bake.latents[index][0] for index in alike], [bake.framings[index][0] for index in alike]
-    check_prediction(bake.model, latents, captions, framings)
+    check_prediction(bake.model, latents, captions, framings, bake.text)
     bake.graft.training, bake.graft.multiplier = True, 1.0
+    bake.model.rest(bake.idle)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from lorabake.sampling.apply import apply_lora
 from lorabake.sampling.draw import draw
 from lorabake.sampling.infotext import Infotext, save_png, write
 from lorabake.sampling.prompts import Prompt, line_to_prompt, prompts_from_file
+from lorabake.train.awake import awake
 from lorabake.train.checkpoint import write_checkpoint
 from lorabake.train.loop import Bake
 
@@ -64,7 +65,7 @@ class Samples:
             listeners: told where there are none.
         """
         try:
-            with self._as_saved(step, file):
+            with awake(self._bake.model), self._as_saved(step, file):
                 images = draw(self._bake.model, self._prompts)
             for index, (image, prompt) in enumerate(zip(images, self._prompts, strict=True)):
                 infotext = write(Infotext(prompt, self._checked.facts.name, extra=self._extra))

@@ -127,7 +127,7 @@ def test_recomputed_gradients_are_the_same_and_need_less() -> None:
     gradients: dict[bool, torch.Tensor] = {}
     for enabled in (False, True):
         frozen.checkpoint_gradients(enabled)
-        assert all(b.gradient_checkpointing is enabled for b in frozen.modules() if isinstance(b, UNetBlock))
+        assert all(bool(b.gradient_checkpointing) is enabled for b in frozen.modules() if isinstance(b, UNetBlock))
         sizes: list[int] = []
 
         def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorabake.families import load_model
+from lorabake.base.errors import Problems, UserError
+from lorabake.families import family_card, inspect_model, load_model
 from lorabake.families.networks.config import UNetConfig, VaeConfig
 from lorabake.families.networks.layouts import Paths, ldm_unet, ldm_vae
+from lorabake.recipe import check
 
 Models = Callable[[str], Path]
 """The model folder of a family, by name."""
@@ -194,3 +196,16 @@ def test_a_v_model_that_is_called_an_epsilon_model_is_found_out(
     assert "is declared to predict noise (epsilon), but it answers as a model that predicts v would" in wrong.err
     assert 'Set model.prediction = "v".' in wrong.err and "Nothing was started." in wrong.err
     assert [path.name for path in (tmp_path / "wrong").iterdir() if path.name != ".lock"] == []
+
+
+def test_float16_is_refused_before_the_run_where_a_family_cannot_run_in_it(kitchens: Any) -> None:
+    for name in ("sd1", "sdxl", "flux", "sd3"):
+        kitchen = kitchens(name)
+        facts = inspect_model(kitchen.folder / "model")
+        if family_card(facts).fp16:
+            check(kitchen.recipe, ["train.precision=fp16"])
+            continue
+        with pytest.raises(Problems, match=r"train.precision.*'fp16'.*overflows"):
+            check(kitchen.recipe, ["train.precision=fp16"])
+        with pytest.raises(UserError, match="float16"):
+            load_model(facts, dtype=torch.float16)

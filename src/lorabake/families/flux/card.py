@@ -238,5 +238,6 @@ CARD = FamilyCard(
     code="lorabake.families.flux.model:FluxModel",
     recognise=recognise,
     text_options=frozenset({"t5_tokens"}),
+    fp16=False,
     readers=readers,
 )

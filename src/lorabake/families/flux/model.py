@@ -133,9 +133,9 @@ class FluxModel(LatentModel):
             guidance_B.to(self.device),
         )
 
-    def checkpoint_gradients(self, enabled: bool) -> None:
-        """Recompute each block of the denoiser in the backward pass."""
-        self.transformer.gradient_checkpointing = enabled
+    def checkpoint_gradients(self, share: float) -> None:
+        """Recompute a share of the denoiser's blocks in the backward pass, the first ones."""
+        self.transformer.gradient_checkpointing = share
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder: the weights as they are now; in the model's own folder, everything else as it came."""

@@ -6,6 +6,7 @@ position. Module names are those of Black Forest Labs' files, after which kohya-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -133,6 +134,13 @@ def unpatched(tokens_BLC: Tensor, height: int, width: int, side: int = 2) -> Ten
     """The inverse of :func:`patches`, for latents of ``height`` × ``width`` cells."""
     map_BCHW = tokens_BLC.transpose(1, 2).unflatten(2, (height // side, width // side))
     return F.pixel_shuffle(map_BCHW, side)
+
+
+def recomputing(share: float, blocks: int) -> Callable[[int], bool]:
+    """Whether the block of each index is recomputed where a share of them is: the first ones, whose turn in the backward pass comes last,
+    when the others' activations are gone. None where no gradient is wanted."""
+    count = math.ceil(share * blocks) if torch.is_grad_enabled() else 0
+    return lambda index: index < count
 
 
 def recomputed(block: Callable[..., Any], *arguments: Any) -> Any:

@@ -22,6 +22,7 @@ from lorabake.families.networks.dit import (
     modulated_norm,
     patches,
     recomputed,
+    recomputing,
     rotary_attention,
     rotary_turns,
     unpatched,
@@ -104,9 +105,9 @@ class FinalLayer(nn.Module):
 
 
 class FluxTransformer(nn.Module):
-    """Predicts the direction from picture to noise. Set ``gradient_checkpointing`` to recompute every block in the backward pass."""
+    """Predicts the direction from picture to noise. Set ``gradient_checkpointing`` to the share of blocks, 0 to 1, that are recomputed in the backward pass."""
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: float = 0.0
 
     def __init__(self, config: FluxConfig) -> None:
         super().__init__()
@@ -144,12 +145,13 @@ class FluxTransformer(nn.Module):
             _positions(text_BMD.shape[1], height // 2, width // 2, latents_BCHW.device), self.config.axes
         )
         img, txt = self.img_in(patches(latents_BCHW)), self.txt_in(text_BMD)
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        for block in self.double_blocks:
-            img, txt = recomputed(block, img, txt, told_BC, turns) if recompute else block(img, txt, told_BC, turns)
+        double = len(self.double_blocks)
+        again = recomputing(self.gradient_checkpointing, double + len(self.single_blocks))
+        for index, block in enumerate(self.double_blocks):
+            img, txt = recomputed(block, img, txt, told_BC, turns) if again(index) else block(img, txt, told_BC, turns)
         joint = torch.cat([txt, img], dim=1)
-        for block in self.single_blocks:
-            joint = recomputed(block, joint, told_BC, turns) if recompute else block(joint, told_BC, turns)
+        for index, block in enumerate(self.single_blocks, double):
+            joint = recomputed(block, joint, told_BC, turns) if again(index) else block(joint, told_BC, turns)
         return unpatched(self.final_layer(joint[:, txt.shape[1] :], told_BC), height, width)
 
     def _told(self, timesteps_B: Tensor, pooled_BP: Tensor, guidance_B: Tensor | None) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from lorabake.families.networks.components import Component
 from lorabake.families.networks.config import VaeConfig
 from lorabake.families.networks.load import digest, fill
+from lorabake.families.networks.residence import Residence, give_back, residence_of, resting
 from lorabake.families.networks.vae import AutoencoderKL
-from lorabake.protocols.family import Layer, ModelFacts
+from lorabake.protocols.family import Layer, ModelFacts, Part, Resident
 
 _C = TypeVar("_C")
 _M = TypeVar("_M", bound=nn.Module)
@@ -30,6 +32,7 @@ class LatentModel:
         vae_dtype: of the autoencoder, if another.
     """
 
+    parts: Mapping[Part, nn.Module]
     _layers: Sequence[Layer]
 
     def __init__(
@@ -60,9 +63,48 @@ class LatentModel:
         vae = self._stored_vae
         return digest(vae.weights, vae.rename, f"{vae.config.scaling_factor} {vae.config.shift_factor}")
 
+    @functools.cached_property
+    def text_space(self) -> str:
+        """sha256 of the fingerprints of every text encoder's weights and sizes: the same in whatever files the same ones lie."""
+        told = [
+            f"{name} {residence.identity()}"
+            for name in self.parts
+            if name != "denoiser"
+            for residence in self._residences([name])
+        ]
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
     def layers(self) -> Sequence[Layer]:
         """Every layer an adapter may change, denoiser first, in module order."""
         return self._layers
+
+    def resting(self) -> frozenset[Resident]:
+        """The networks whose weights are not in memory."""
+        return cast("frozenset[Resident]", resting(self._networks()))
+
+    def rest(self, names: Iterable[Resident]) -> None:
+        """Let the weights of some networks leave memory; trained ones stay. Whatever uses them has them read again."""
+        rested = [residence.rest() for residence in self._residences(names)]
+        if any(rested):
+            give_back(self._device)
+
+    def wake(self, names: Iterable[Resident]) -> None:
+        """Have the weights of some networks in memory.
+
+        Raises:
+            UserError: a file has changed since it was opened.
+        """
+        for residence in self._residences(names):
+            residence.wake()
+
+    def _networks(self) -> Mapping[str, nn.Module]:
+        return {**self.parts, "vae": self.vae}
+
+    def _residences(self, names: Iterable[Resident]) -> Iterator[Residence]:
+        networks = self._networks()
+        for name in names:
+            if (residence := residence_of(networks[name])) is not None:
+                yield residence
 
     @torch.no_grad()
     def encode_images(self, images_BCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:

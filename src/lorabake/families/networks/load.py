@@ -7,7 +7,7 @@ pages of the file until something writes to them (which never reaches the file).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from lorabake.base.errors import Problem, Problems, UserError
 from lorabake.families.networks.layouts import Rename, Target
+from lorabake.families.networks.residence import settle
 from lorabake.families.networks.unet import UNet2DConditionModel
 from lorabake.families.networks.weights import FLOATS, Entry, Weights
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SHOWN = 8
+_SAMPLE = 1 << 16
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -32,7 +34,7 @@ def fill(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> _M:
-    """A network with the weights of files, frozen and in evaluation mode.
+    """A network with the weights of files, frozen and in evaluation mode; within :func:`~.residence.late` they are read once they are needed.
 
     Args:
         build: makes the network; called with the meta device as default.
@@ -51,16 +53,21 @@ def fill(
     wanted = network.state_dict()
     places = _matched(weights, rename, wanted)
     layout = memory_format(network, dtype, device)
-    with _Files() as files:
-        state: dict[str, Tensor] = {}
-        for name, sources in places.items():
-            shape = tuple(wanted[name].shape)
-            if sources[0].target.into is None:
-                state[name] = files.read(*sources[0], shape, dtype, device, layout)
-            else:
-                state[name] = files.joined(sources, shape, dtype, device)
-    network.load_state_dict(state, assign=True)
-    return network.requires_grad_(False).eval()
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+
+    def read() -> Iterator[tuple[str, Tensor]]:
+        with _Files() as files:
+            for name, sources in places.items():
+                if sources[0].target.into is None:
+                    yield name, files.read(*sources[0], shapes[name], dtype, device, layout)
+                else:
+                    yield name, files.joined(sources, shapes[name], dtype, device)
+
+    network.requires_grad_(False).eval()
+    files = {source.entry.file for sources in places.values() for source in sources}
+    config = repr(getattr(network, "config", None))
+    settle(network, read, files, dtype, lambda: fingerprint(weights, rename, config))
+    return network
 
 
 def memory_format(network: nn.Module, dtype: torch.dtype, device: torch.device) -> torch.memory_format:
@@ -93,6 +100,22 @@ def digest(weights: Weights, rename: Rename, extra: str = "") -> str:
             ]  # 1×1 convolutions and linear layers hold the same bytes
             total.update(f"{name} {entry.dtype} {shape}\n".encode())
             total.update(stored.contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def fingerprint(weights: Weights, rename: Rename, extra: str = "") -> str:
+    """sha256 (hex) that tells networks apart without reading gigabytes: every tensor's name, type, shape, and bytes of its ends and middle.
+
+    Args:
+        weights, rename, extra: as for :func:`digest`.
+    """
+    found = sorted((target.name, target, entry) for name, entry in weights.items() for target in rename(name))
+    total = hashlib.sha256(extra.encode())
+    with _Files() as files:
+        for name, target, entry in found:
+            total.update(f"{name} {target[1:]} {entry.dtype} {entry.shape}\n".encode())
+            for part in files.samples(entry):
+                total.update(part)
     return total.hexdigest()
 
 
@@ -215,11 +238,24 @@ class _Files:
 
     def stored(self, entry: Entry, target: Target) -> Tensor:
         """A tensor in the file's type, read through a buffer: mapped pages would count as memory beside what is made of them."""
-        buffer = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
+        return _part(
+            self._bytes(entry, entry.start, entry.stop).view(_DTYPES[entry.dtype]).reshape(entry.shape), target
+        )
+
+    def samples(self, entry: Entry) -> Iterator[Any]:
+        """Bytes of a tensor: all of a small one, of a large one beginning, middle and end."""
+        size = entry.stop - entry.start
+        starts = [0, (size - _SAMPLE) // 2, size - _SAMPLE] if size > 3 * _SAMPLE else [0]
+        for start in starts:
+            stop = entry.stop if len(starts) == 1 else entry.start + start + _SAMPLE
+            yield self._bytes(entry, entry.start + start, stop).numpy().data
+
+    def _bytes(self, entry: Entry, start: int, stop: int) -> Tensor:
+        buffer = torch.empty(stop - start, dtype=torch.uint8)
         try:
             file = self._open.get(entry.file) or entry.file.open("rb", buffering=0)
             self._open[entry.file] = file
-            file.seek(entry.start)
+            file.seek(start)
             view, done = buffer.numpy().data, 0
             while done < len(view):  # one call reads at most 2 GiB
                 if not (count := file.readinto(view[done:])):
@@ -229,7 +265,7 @@ class _Files:
             raise UserError(
                 f"{entry.file} cannot be read: {error}. It has changed since it was opened; start again."
             ) from error
-        return _part(buffer.view(_DTYPES[entry.dtype]).reshape(entry.shape), target)
+        return buffer
 
     def _map(self, entry: Entry) -> Tensor:
         try:

@@ -38,18 +38,18 @@ class TimestepEmbedding(nn.Module):
 class UNetBlock(nn.Module):
     """Residual blocks at one resolution, each followed by a transformer where ``attentions`` is not empty.
 
-    Set ``gradient_checkpointing`` to keep only what passes between the pairs, and recompute the rest in the backward pass.
+    Of its first ``gradient_checkpointing`` pairs only what passes between them is kept, and the rest recomputed in the backward pass.
     """
 
     resnets: nn.ModuleList
     attentions: nn.ModuleList
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: int = 0
 
     def step(
         self, index: int, x_BCHW: Tensor, time_BE: Tensor, text_BMD: Tensor, kept_BKHW: Tensor | None = None
     ) -> Tensor:
         """The residual block ``index``, over ``kept`` channels too if given, and its transformer."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
+        if index < self.gradient_checkpointing and torch.is_grad_enabled():
             return _recomputed(self._pair, index, x_BCHW, time_BE, text_BMD, kept_BKHW)
         return self._pair(index, x_BCHW, time_BE, text_BMD, kept_BKHW)
 
@@ -151,11 +151,16 @@ class UNet2DConditionModel(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def checkpoint_gradients(self, enabled: bool) -> None:
-        """Keep few activations and recompute the others in the backward pass, in every block."""
-        for module in self.modules():
-            if isinstance(module, UNetBlock):
-                module.gradient_checkpointing = enabled
+    def checkpoint_gradients(self, share: float) -> None:
+        """Keep few activations and recompute the others in the backward pass, in a share of the pairs of residual block and transformer.
+
+        They are the first ones: their turn in the backward pass comes last, when the others' activations are gone.
+        """
+        blocks: list[Any] = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        left = math.ceil(share * sum(len(block.resnets) for block in blocks))
+        for block in blocks:
+            block.gradient_checkpointing = min(left, len(block.resnets))
+            left -= block.gradient_checkpointing
 
     def forward(
         self,

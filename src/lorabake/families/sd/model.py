@@ -92,9 +92,9 @@ class SDModel(LatentModel):
             latents_BCHW.to(self.dtype), timesteps_B.to(self.device), conditioning["text_BLD"].to(self.dtype)
         )
 
-    def checkpoint_gradients(self, enabled: bool) -> None:
-        """Recompute each UNet block in the backward pass."""
-        self.unet.checkpoint_gradients(enabled)
+    def checkpoint_gradients(self, share: float) -> None:
+        """Recompute a share of the U-Net's blocks in the backward pass, the first ones."""
+        self.unet.checkpoint_gradients(share)
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder: the weights as they are now; in the model's own folder, everything else as it came."""

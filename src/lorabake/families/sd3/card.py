@@ -389,5 +389,6 @@ CARD = FamilyCard(
     code="lorabake.families.sd3.model:SD3Model",
     recognise=recognise,
     text_options=frozenset({"t5_tokens"}),
+    fp16=False,
     readers=readers,
 )

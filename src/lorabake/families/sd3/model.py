@@ -23,13 +23,14 @@ from lorabake.families.networks.clip import CLIPTextModel, CLIPTextModelWithProj
 from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
 from lorabake.families.networks.components import Component
 from lorabake.families.networks.config import ClipConfig
-from lorabake.families.networks.dit import NORM_EPS, QKV, modulated_norm, recomputed, unpatched
+from lorabake.families.networks.dit import NORM_EPS, QKV, modulated_norm, recomputed, recomputing, unpatched
 from lorabake.families.networks.dit_config import SD3Config
 from lorabake.families.networks.export import clip_json, copy_others, vae_json, write_part, write_tensors
 from lorabake.families.networks.flux import FinalLayer
 from lorabake.families.networks.flux_layout import t5_json
 from lorabake.families.networks.latent_model import LatentModel, loaded
 from lorabake.families.networks.pieces import diffusers_state
+from lorabake.families.networks.residence import inherit
 from lorabake.families.networks.t5 import T5Encoder
 from lorabake.families.networks.unet import timestep_sinusoids
 from lorabake.families.sd3.card import PADS, PATCH, T5_TOKENS, is_projected, parts_of, sd3_json, sd3_pieces
@@ -156,9 +157,9 @@ class JointBlock(nn.Module):
 
 
 class SD3Transformer(nn.Module):
-    """Predicts the direction from picture to noise. Set ``gradient_checkpointing`` to recompute every block in the backward pass."""
+    """Predicts the direction from picture to noise. Set ``gradient_checkpointing`` to the share of blocks, 0 to 1, that are recomputed in the backward pass."""
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: float = 0.0
     pos_embed: Tensor
 
     def __init__(self, config: SD3Config) -> None:
@@ -190,10 +191,10 @@ class SD3Transformer(nn.Module):
         told_BC = F.silu(self.t_embedder(sinusoids) + self.y_embedder(pooled_BP))
         x_BLC = self.x_embedder(latents_BCHW).flatten(2).transpose(1, 2)
         x_BLC, text_BMC = x_BLC + self._places(height // PATCH, width // PATCH), self.context_embedder(text_BMD)
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        for block in self.joint_blocks:
+        again = recomputing(self.gradient_checkpointing, len(self.joint_blocks))
+        for index, block in enumerate(self.joint_blocks):
             x_BLC, text_BMC = (
-                recomputed(block, x_BLC, text_BMC, told_BC) if recompute else block(x_BLC, text_BMC, told_BC)
+                recomputed(block, x_BLC, text_BMC, told_BC) if again(index) else block(x_BLC, text_BMC, told_BC)
             )
         cells = self.final_layer(x_BLC, told_BC).unflatten(
             -1, (PATCH * PATCH, -1)
@@ -297,9 +298,9 @@ class SD3Model(LatentModel):
             conditioning["pooled_BP"].to(self.dtype),
         )
 
-    def checkpoint_gradients(self, enabled: bool) -> None:
-        """Recompute each block of the denoiser in the backward pass."""
-        self.transformer.gradient_checkpointing = enabled
+    def checkpoint_gradients(self, share: float) -> None:
+        """Recompute a share of the denoiser's blocks in the backward pass, the first ones."""
+        self.transformer.gradient_checkpointing = share
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder: the weights as they are now; in the model's own folder, everything else as it came."""
@@ -341,6 +342,7 @@ def projected_clip(part: Component[ClipConfig], dtype: torch.dtype, device: str)
     with torch.device("meta"):
         whole = CLIPTextModelWithProjection(replace(part.config, projection_dim=width)).eval()
     whole.text_model = plain.text_model
+    inherit(whole, plain)
     whole.text_projection.weight = nn.Parameter(torch.eye(width, dtype=dtype, device=device), requires_grad=False)
     return whole
 

@@ -1,0 +1,145 @@
+"""Network types of sd-scripts and LyCORIS, as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorabake.base.cards import cards
+from lorabake.recipe.imports import _blocks, _values
+from lorabake.recipe.imports._optimizers import arguments_of
+from lorabake.recipe.imports._reading import Reading
+
+_LORA_MODULES = ("networks.lora", "networks.lora_flux", "networks.lora_sd3")
+_LYCORIS = ("lycoris.kohya", "locon.locon_kohya")
+_LYCORIS_WHOLE = ("full", "")
+_HARMLESS = {
+    "use_tucker": (False,),
+    "use_cp": (False,),
+    "use_scalar": (False,),
+    "train_norm": (False,),
+    "rank_dropout_scale": (False,),
+    "dora_wd": (False,),
+    "bypass_mode": (False,),
+    "rescaled": (False,),
+    "decompose_both": (False,),
+    "factor": (-1,),
+    "block_size": (1, 4),
+    "constraint": (0, 0.0),
+    "constrain": (0, 0.0),
+    "train_on_input": (True, False),
+    "split_qkv": (False,),
+    "train_t5xxl": (False,),
+    "train_blocks": ("all",),
+    "wd_on_output": (True, False),
+    "unbalanced_factorization": (False,),
+    "disable_conv_cp": (True, False),
+    "full_matrix": (False,),
+    "rs_lora": (False,),
+    "unit": (1,),
+    "verbose": (True, False),
+    "block_lr_zero_threshold": (0, 0.0),
+}
+"""Arguments that, with these values, change nothing."""
+
+
+def network(reading: Reading) -> dict[str, Any]:
+    """Set the adapter. Returns the network arguments that learning rates are made from."""
+    module = (reading.text("network_module") or "networks.lora").strip()
+    arguments = reading.take("network_args", arguments_of) or {}
+    algorithm = str(arguments.pop("algo", "lora")).lower() if module in _LYCORIS else _algorithm(module)
+    _name(reading, module, algorithm)
+    dim, alpha = reading.whole("network_dim"), reading.number("network_alpha")
+    if reading.flag("dim_from_weights"):
+        reading.say("same", "dim_from_weights", "adapter.start_from", None, "the file's rank counts")
+    reading.put("adapter.rank", 4 if dim is None else dim, "network_dim", kind=None if dim is not None else "default")
+    _alpha(reading, "adapter.alpha", "network_alpha", alpha, 4 if dim is None else dim)
+    if (dropout := reading.number("network_dropout")) is not None:
+        reading.put("adapter.dropout", dropout, "network_dropout")
+    _convolutions(reading, module, arguments, dim or 4, 1.0 if alpha is None else alpha)
+    for name in ("rank_dropout", "module_dropout"):
+        value = arguments.pop(name, None)
+        if not _values.is_nothing(value):
+            reading.put(f"adapter.{name}", float(str(value)), f"network_args: {name}")
+    if arguments.get("rs_lora") is True and algorithm in ("lora", "locon"):
+        reading.put("adapter.rank_stabilized", arguments.pop("rs_lora"), "network_args: rs_lora")
+    rates = {name: arguments.pop(name) for name in list(arguments) if name.startswith("loraplus_")}
+    rates["train_t5xxl"] = arguments.get("train_t5xxl") is True
+    _blocks.weights(reading, arguments, dim or 4, 1.0 if alpha is None else alpha)
+    _others(reading, arguments)
+    return rates
+
+
+def _algorithm(module: str) -> str:
+    if module in _LORA_MODULES:
+        return "lora"
+    return module.rpartition(".")[2]
+
+
+def _name(reading: Reading, module: str, algorithm: str) -> None:
+    """The adapter by name: as the algorithm, if there is one of that name."""
+    ours = {"locon": "lora", "lora": "lora"}.get(algorithm, algorithm)
+    known = cards("adapter")
+    key = "network_module"
+    if ours == "full":
+        reading.put("adapter.name", "full", key, "all weights are trained")
+    elif ours in known:
+        note = "" if module in _LORA_MODULES else f"algo={algorithm}"
+        reading.put("adapter.name", ours, key, note, kind=None if reading.has(key) else "default")
+    else:
+        what = f"there is no adapter '{algorithm}' here, so the recipe trains a LoRA; choose among {', '.join(known)}, with its rank and learning rate."
+        reading.lost(key, what)
+
+
+def _alpha(reading: Reading, setting: str, key: str, alpha: float | None, rank: int) -> None:
+    if alpha is None:
+        reading.default(setting, 1.0, key, f"the change is scaled by 1 / {rank}")
+    elif alpha == 0:
+        reading.say("converted", key, setting, None, "0 is the rank itself, which is our default")
+    else:
+        reading.put(setting, alpha, key)
+
+
+def _convolutions(reading: Reading, module: str, arguments: dict[str, Any], dim: int, alpha: float) -> None:
+    """kohya's LoRA leaves convolutions alone unless conv_dim is given; LyCORIS trains them with the linear layers' rank."""
+    given, scale = arguments.pop("conv_dim", None), arguments.pop("conv_alpha", None)
+    preset = str(arguments.pop("preset", "full") or "full")
+    if module in _LYCORIS:
+        if preset not in _LYCORIS_WHOLE:
+            reading.lost(
+                "network_args: preset",
+                f"{preset}: its choice of layers is not ours. See `lorabake explain adapter.block_rank`.",
+            )
+            if preset in ("attn-mlp", "attn-only", "unet-transformer-only", "full-lin"):
+                return
+        rank, its = given or dim, scale or alpha
+        note = "" if given else "LyCORIS takes network_dim for convolutions"
+        reading.put(
+            "adapter.conv_rank",
+            int(float(str(rank))),
+            "network_args: conv_dim",
+            note,
+            kind=None if given else "default",
+        )
+        reading.put(
+            "adapter.conv_alpha", float(str(its)), "network_args: conv_alpha", kind=None if scale else "default"
+        )
+    elif not _values.is_nothing(given) and _values.number(given) > 0:
+        rank = _values.whole(given)
+        reading.put("adapter.conv_rank", rank, "network_args: conv_dim")
+        its = 1.0 if _values.is_nothing(scale) else _values.number(scale)
+        if its:
+            reading.put("adapter.conv_alpha", its, "network_args: conv_alpha", kind=None if scale else "default")
+
+
+def _others(reading: Reading, arguments: Mapping[str, Any]) -> None:
+    for name, value in arguments.items():
+        if _values.is_nothing(value) or value in _HARMLESS.get(name, ()):
+            continue
+        if name == "train_t5xxl":
+            reading.say("same", "network_args: train_t5xxl", "optimizer.text_encoder_lr", None, "see there")
+            continue
+        reading.lost(
+            f"network_args: {name}",
+            f"{_values.shown(value)}: adapter '{reading.get('adapter.name') or 'lora'}' has no such setting.",
+        )

@@ -1,0 +1,178 @@
+"""Configs and presets of OneTrainer, of today and of its first version."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabake.base.errors import UserError
+
+LEAST: dict[str, Any] = {
+    "training_method": "LORA",
+    "model_type": "STABLE_DIFFUSION_XL_10_BASE",
+    "base_model_name": "models/base.safetensors",
+    "output_model_destination": "models/mira.safetensors",
+    "layer_filter_preset": "attn-mlp",
+    "concepts": [{"path": "pictures", "image": {"enable_random_flip": False, "enable_crop_jitter": False}, "text": {}}],
+}
+
+
+def test_their_defaults_are_stated(imported: Any, tmp_path: Path) -> None:
+    found = imported(LEAST)
+    assert found.trainer == "a config of OneTrainer"
+    assert found.values["model"]["base"] == str(tmp_path / "models" / "base.safetensors")
+    assert found.values["adapter"] == {"name": "lora", "rank": 16, "alpha": 1.0}
+    assert found.values["optimizer"] == {"lr": 3e-6, "text_encoder_lr": 3e-6, "name": "adamw"}
+    assert found.values["schedule"] == {"name": "constant", "warmup": "200 steps"}
+    assert found.values["train"]["length"] == "100 epochs" and found.values["save"] == {
+        "every": "100 epochs",
+        "dtype": "fp32",
+    }
+    assert found.values["objective"]["weighting"] == "none" and found.values["output"]["name"] == "mira"
+
+
+def test_an_old_preset_means_the_same(imported: Any) -> None:
+    tables = {
+        "unet": {"train": True, "learning_rate": 3e-4},
+        "text_encoder": {"train": False},
+        "text_encoder_2": {"train": True, "learning_rate": 1e-5, "stop_training_after": 0},
+        "optimizer": {"optimizer": "ADAMW", "weight_decay": 0.1},
+        "loss_weight_fn": "MIN_SNR_GAMMA",
+        "loss_weight_strength": 7,
+        "save_every": 2,
+        "save_every_unit": "EPOCH",
+    }
+    flat = {
+        "train_unet": True,
+        "unet_learning_rate": 3e-4,
+        "train_text_encoder": False,
+        "train_text_encoder_2": True,
+        "text_encoder_2_learning_rate": 1e-5,
+        "train_text_encoder_2_epochs": 0,
+        "optimizer": "ADAMW",
+        "optimizer_weight_decay": 0.1,
+        "min_snr_gamma": 7,
+        "save_after": 2,
+        "save_after_unit": "EPOCH",
+    }
+    assert imported({**LEAST, **tables}).values == imported({**LEAST, **flat}).values
+    assert imported({**LEAST, **tables}).values["optimizer"]["text_encoder_lr"] == [0.0, 1e-5]
+
+
+def test_units(imported: Any) -> None:
+    found = imported(
+        {
+            **LEAST,
+            "gradient_accumulation_steps": 4,
+            "batch_size": 2,
+            "learning_rate": 1e-4,
+            "learning_rate_scaler": "BOTH",
+            "learning_rate_warmup_steps": 100,
+            "text_encoder_layer_skip": 0,
+            "min_noising_strength": 0.1,
+            "max_noising_strength": 0.9,
+            "save_every": 40,
+            "save_every_unit": "STEP",
+        }
+    )
+    assert found.values["optimizer"]["lr"] == pytest.approx(1e-4 * math.sqrt(8))
+    assert found.values["schedule"]["warmup"] == "25 steps" and found.values["save"]["every"] == "10 steps"
+    assert (found.values["objective"]["min_timestep"], found.values["objective"]["max_timestep"]) == (100, 900)
+    skip = imported({**LEAST, "model_type": "STABLE_DIFFUSION_15", "text_encoder_layer_skip": 1})
+    assert skip.values["model"]["clip_skip"] == 2
+
+
+def test_timesteps_of_flux(imported: Any) -> None:
+    flux = {
+        **LEAST,
+        "model_type": "FLUX_DEV_1",
+        "timestep_distribution": "LOGIT_NORMAL",
+        "text_encoder": {"train": False},
+        "text_encoder_2": {"train": False},
+    }
+    shifted = imported({**flux, "timestep_shift": 3.0, "noising_bias": 0.5}).values["objective"]
+    assert (shifted["timesteps"], shifted["logit_mean"]) == ("logit-normal", pytest.approx(0.5 + math.log(3)))
+    assert imported({**flux, "dynamic_timestep_shifting": True}).values["objective"]["timesteps"] == "flux-shift"
+    assert {line.key for line in imported({**flux, "timestep_distribution": "HEAVY_TAIL"}).of("lost")} >= {
+        "timestep_distribution"
+    }
+
+
+def test_concepts_in_a_file_of_their_own(imported: Any, tmp_path: Path) -> None:
+    concepts = [
+        {
+            "path": "a",
+            "balancing": 3.0,
+            "image": {"enable_random_flip": True, "enable_crop_jitter": False},
+            "text": {"enable_tag_shuffling": True, "keep_tags_count": 2},
+        },
+        {
+            "path": "b",
+            "balancing": 1,
+            "image": {"enable_random_flip": True, "enable_crop_jitter": False},
+            "text": {"enable_tag_shuffling": True, "keep_tags_count": 2},
+        },
+        {"path": "off", "enabled": False},
+        {"path": "held", "validation_concept": True},
+    ]
+    (tmp_path / "concepts.json").write_text(json.dumps(concepts))
+    config = {key: value for key, value in LEAST.items() if key != "concepts"}
+    found = imported({**config, "concept_file_name": "concepts.json", "resolution": "768"})
+    data = found.values["data"]
+    assert (
+        data["folder"] == [str(tmp_path / "a"), str(tmp_path / "b")]
+        and data["repeats"] == [3, 1]
+        and data["flip"] is True
+    )
+    assert data["captions"] == {"shuffle": True, "keep_tokens": 2, "wildcards": True}
+    assert found.values["validation"]["folder"] == str(tmp_path / "held")
+    assert any(
+        "concept_file_name" in warning for warning in imported({**config, "concept_file_name": "gone.json"}).warnings
+    )
+
+
+def test_masks_keep_their_defaults(imported: Any) -> None:
+    assert imported({**LEAST, "masked_training": True}).values["data"]["masks"] == {
+        "source": "files",
+        "unmasked_probability": 0.1,
+        "unmasked_weight": 0.1,
+        "normalise": "none",
+    }
+    assert "masks" not in imported({**LEAST, "masked_training": False, "unmasked_weight": 0.1}).values["data"]
+
+
+def test_what_is_not_here_is_loud(imported: Any) -> None:
+    found = imported(
+        {
+            **LEAST,
+            "peft_type": "OFT_2",
+            "layer_filter_preset": "attn-only",
+            "mae_strength": 0.5,
+            "perturbation_noise_weight": 0.1,
+            "learning_rate_scheduler": "COSINE_WITH_RESTARTS",
+            "text_encoder": {"train": True, "stop_training_after": 5, "stop_training_after_unit": "EPOCH"},
+            "epochs": 20,
+            "lora_rnak": 3,
+        }
+    )
+    told = {line.key for line in found.of("lost")}
+    assert told >= {
+        "peft_type",
+        "layer_filter_preset",
+        "mse_strength, mae_strength",
+        "perturbation_noise_weight",
+        "learning_rate_scheduler",
+        "text_encoder: stop_training_after",
+    }
+    assert [line.key for line in found.of("unknown")] == ["lora_rnak"] and "Did you mean 'lora_rank'?" in found.of(
+        "unknown"
+    )[0].note
+
+
+def test_an_embedding_is_no_recipe(imported: Any) -> None:
+    with pytest.raises(UserError, match="embedding"):
+        imported({**LEAST, "training_method": "EMBEDDING"})

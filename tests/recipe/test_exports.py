@@ -1,0 +1,232 @@
+"""A recipe in sd-scripts' words, and back."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabake.base.errors import Problems, UserError
+from lorabake.recipe.exports import export_recipe
+from lorabake.recipe.imports import import_config
+from lorabake.recipe.imports._checks import prediction_of
+from lorabake.recipe.load import parse_sections
+from lorabake.recipe.recipe import Recipe
+
+OPTIMIZERS = (
+    "adamw",
+    "adamw-8bit",
+    "lion",
+    "prodigy",
+    "dadapt-adam",
+    "adafactor",
+    "adamw-schedule-free",
+    "prodigy-schedule-free",
+    "came",
+)
+
+
+def drawn(rng: random.Random, home: Path) -> dict[str, dict[str, Any]]:
+    """A random recipe of settings that sd-scripts has too. What lorabake would work out for itself is given."""
+
+    def maybe(chance: float = 0.5, **settings: Any) -> dict[str, Any]:
+        return settings if rng.random() < chance else {}
+
+    flow, epochs, optimizer = rng.random() < 0.3, rng.random() < 0.5, rng.choice(OPTIMIZERS)
+    adapts = optimizer in ("prodigy", "dadapt-adam")
+    several = rng.random() < 0.5
+    folders = [str(home / name) for name in (("a", "b") if several else ("a",))]
+    schedule = rng.choice(["constant", "linear", "cosine", "cosine-restarts", "polynomial", "inverse-sqrt"])
+    lr = 1.0 if adapts else rng.choice([1e-4, 3e-4])
+    text: Any = [0.5e-4, 0.0] if flow else rng.choice([0.0, lr if adapts else 5e-5, lr])
+    if adapts and flow:
+        text = [lr, 0.0]
+    recipe: dict[str, dict[str, Any]] = {
+        "model": {
+            "base": str(home / "base.safetensors"),
+            **(
+                {
+                    "vae": str(home / "ae.sft"),
+                    "text_encoders": [str(home / "clip_l.safetensors"), str(home / "t5xxl.safetensors")],
+                }
+                if flow
+                else {}
+            ),
+            **({} if flow else maybe(clip_skip=2) | maybe(max_tokens=150) | maybe(0.2, prediction="v")),
+        },
+        "data": {
+            "folder": folders if several else folders[0],
+            **({"repeats": rng.choice([2, [3, 1]])} if several else maybe(repeats=5)),
+            **maybe(flip=True),
+            **maybe(regularisation=[str(home / "class")], prior_loss_weight=0.5),
+            "captions": {
+                **maybe(shuffle=True, keep_tokens=2),
+                **maybe(caption_dropout=0.1),
+                **maybe(prefix="x,"),
+                **maybe(tag_dropout=0.1),
+                **maybe(token_warmup="100 steps", token_warmup_min=2),
+                **maybe(wildcards=True),
+            },
+            "buckets": rng.choice(
+                [
+                    {"resolution": 768, "step": 64, "min": 320, "max": 1536},
+                    {"resolution": [512, 768], "step": 32, "upscale": False},
+                    {"resolution": 512, "enabled": False},
+                ]
+            ),
+            **maybe(0.3, augment={"random_crop": True, "views": "fresh"}),
+            **maybe(0.3, masks={"source": "alpha", "normalise": "none"}),
+        },
+        "adapter": {
+            "name": "lora",
+            "rank": rng.choice([4, 16, 64]),
+            "alpha": rng.choice([1.0, 8.0]),
+            **({} if flow else maybe(conv_rank=8, conv_alpha=4.0)),
+            **maybe(dropout=0.1),
+            **maybe(rank_dropout=0.1),
+            **maybe(0.2, start_from=str(home / "start.safetensors")),
+        },
+        "optimizer": {
+            "name": optimizer,
+            "lr": lr,
+            "text_encoder_lr": text,
+            **({} if adapts or optimizer == "prodigy-schedule-free" else maybe(0.3, lora_plus_ratio=4.0)),
+            **maybe(weight_decay=0.125),
+        },
+        "schedule": {
+            "name": schedule,
+            **maybe(warmup=0.125 if epochs else "50 steps"),
+            **({"cycles": 3} if schedule == "cosine-restarts" else {}),
+            **({"power": 2.0, "floor": 1e-7 / lr} if schedule == "polynomial" else {}),
+            **({"timescale": "200 steps"} if schedule == "inverse-sqrt" else {}),
+            **(maybe(floor=0.1) if schedule == "cosine" else {}),
+        },
+        "objective": {
+            "weighting": "none" if flow else rng.choice(["none", "min-snr", "debiased"]),
+            **({"name": "flow", "timesteps": "shift", "shift": 3.0} if flow else {}),
+            **maybe(0.3, loss="huber", huber_schedule="exponential", huber_c=0.2),
+            **({} if flow else maybe(0.3, noise="pyramid", pyramid_iterations=8)),
+            **maybe(0.3, input_perturbation=0.1),
+        },
+        "train": {
+            "length": "7 epochs" if epochs else "900 steps",
+            "batch_size": rng.choice([1, 4]),
+            "gradient_accumulation": rng.choice([1, 2]),
+            "max_grad_norm": rng.choice([0.0, 1.0]),
+            "seed": rng.randrange(1000),
+            "precision": rng.choice(["bf16", "fp32"]),
+            **({} if adapts or "schedule-free" in optimizer else maybe(0.3, max_weight_norm=1.0)),
+            **maybe(gradient_checkpointing=True),
+        },
+        "save": {
+            "every": rng.choice(["2 epochs", "100 steps"]),
+            "dtype": rng.choice(["fp16", "bf16", "fp32"]),
+            **maybe(keep=3),
+            **maybe(keep_state=True),
+        },
+        "sample": maybe(prompts_file=str(home / "prompts.txt"), every="1 epoch"),
+        "validation": maybe(0.3, share=0.125, seed=5, every="2 epochs"),
+        "output": {"name": "mira", **maybe(comment="hello")},
+    }
+    if recipe["objective"]["weighting"] == "min-snr":
+        recipe["objective"]["min_snr_gamma"] = 6.0
+    return recipe
+
+
+def as_recipe(values: Any) -> Recipe:
+    """The recipe with all its defaults; a package that is not installed is no problem here."""
+    problems: list[Any] = []
+    parsed = parse_sections(json.loads(json.dumps(values)), problems, prediction_of(values))
+    assert [problem for problem in problems if "not installed" not in problem.what] == []
+    return Recipe(**parsed)
+
+
+def round_trip(values: Any, into: Path) -> Any:
+    """Exported, written and imported again: the values."""
+    into.mkdir()
+    for path, text in export_recipe(values).texts(into).items():
+        path.write_text(text, encoding="utf-8")
+    return import_config(into / "config.toml")
+
+
+def test_export_and_import_give_the_same_recipe(tmp_path: Path) -> None:
+    rng = random.Random(11)
+    for number in range(60):
+        values = drawn(rng, tmp_path)
+        exported = export_recipe(values)
+        assert [line.key for line in exported.lines if line.kind == "lost"] == []
+        back = round_trip(values, tmp_path / f"kohya{number}")
+        assert back.of("lost", "unknown", "left") == ()
+        assert as_recipe(back.values).differences(as_recipe(values).to_dict()) == []
+
+
+def test_a_second_round_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an import stated stays as it is through export and import."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "foreign.toml").write_text(
+        'pretrained_model_name_or_path = "b.safetensors"\nnetwork_module = "networks.lora"\nnetwork_dim = 8\ntrain_data_dir = "p"\nlr_scheduler = "polynomial"\nlr_warmup_steps = 0.1\n'  # noqa: E501
+        'optimizer_type = "AdaFactor"\nresolution = "640,512"\nenable_bucket = true\nmultires_noise_iterations = 6\nnetwork_args = ["conv_dim=4"]\n'
+    )
+    first = import_config(tmp_path / "foreign.toml")
+    second = round_trip(first.values, tmp_path / "one")
+    third = round_trip(second.values, tmp_path / "two")
+    assert second.values == first.values == third.values
+
+
+def test_what_sd_scripts_cannot_say_is_loud(tmp_path: Path) -> None:
+    told = export_recipe(
+        {
+            "model": {"base": str(tmp_path / "b.safetensors")},
+            "data": {
+                "folder": str(tmp_path / "p"),
+                "masks": {"source": "alpha"},
+                "augment": {"hue": 3.0},
+                "captions": {"token_warmup": "2 epochs"},
+            },
+            "schedule": {"name": "rex", "d": 0.5},
+            "objective": {"weighting": "p2", "timesteps": "stratified"},
+            "preservation": {"weight": 1.0},
+            "optimizer": {"block_lr": {"mid_block": 0.5}},
+            "train": {"ema": [0.99], "threads": 2},
+            "output": {"trigger": "zorbi"},
+        }
+    )
+    by_kind = {kind: {line.key for line in told.lines if line.kind == kind} for kind in ("lost", "left")}
+    assert by_kind["lost"] == {
+        "data.masks.normalise",
+        "data.augment.hue",
+        "data.captions.token_warmup",
+        "schedule.name",
+        "objective.weighting",
+        "objective.timesteps",
+        "preservation.weight",
+        "optimizer.block_lr",
+    }
+    assert by_kind["left"] == {"train.ema", "train.threads", "output.trigger"}
+    assert "CANNOT SAY IT" in told.report()
+
+
+def test_folders_that_sd_scripts_would_not_see_get_a_dataset_config(tmp_path: Path) -> None:
+    base = {"model": {"base": str(tmp_path / "b.safetensors")}}
+    numbered, loose = tmp_path / "numbered", tmp_path / "loose"
+    for path in (numbered / "3_mira" / "1.png", loose / "1.png", loose / "2_noor" / "2.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    plain = export_recipe({**base, "data": {"folder": str(numbered)}})
+    assert plain.dataset is None and plain.config["train_data_dir"] == str(numbered)
+    told = export_recipe({**base, "data": {"folder": str(loose), "repeats": 5}})
+    assert told.dataset is not None and "train_data_dir" not in told.config
+    assert told.dataset["datasets"][0]["subsets"] == [
+        {"image_dir": str(loose), "num_repeats": 5},
+        {"image_dir": str(loose / "2_noor"), "num_repeats": 10, "class_tokens": "noor"},
+    ]
+
+
+def test_wrong_recipes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder"):
+        export_recipe(tmp_path)
+    with pytest.raises(Problems, match=r"adapter\.rnak"):
+        export_recipe({"data": {"folder": "x"}, "adapter": {"rnak": 3}})
