@@ -46,6 +46,7 @@ def drawn(rng: random.Random, home: Path) -> dict[str, dict[str, Any]]:
         text = [lr, 0.0]
     recipe: dict[str, dict[str, Any]] = {
         "model": {
+            **maybe(0.3, quantize="fp8"),
             "base": str(home / "base.safetensors"),
             **(
                 {
@@ -117,7 +118,7 @@ def drawn(rng: random.Random, home: Path) -> dict[str, dict[str, Any]]:
             "gradient_accumulation": rng.choice([1, 2]),
             "max_grad_norm": rng.choice([0.0, 1.0]),
             "seed": rng.randrange(1000),
-            "precision": rng.choice(["bf16", "fp32"]),
+            "precision": rng.choice(["bf16", "fp32"] if flow else ["bf16", "fp32", "fp16"]),
             **({} if adapts or "schedule-free" in optimizer else maybe(0.3, max_weight_norm=1.0)),
             **maybe(gradient_checkpointing=True),
         },
@@ -230,3 +231,14 @@ def test_wrong_recipes_are_refused(tmp_path: Path) -> None:
         export_recipe(tmp_path)
     with pytest.raises(Problems, match=r"adapter\.rnak"):
         export_recipe({"data": {"folder": "x"}, "adapter": {"rnak": 3}})
+
+
+def test_memory_options_that_sd_scripts_has_not_are_told(tmp_path: Path) -> None:
+    values = {
+        "model": {"base": str(tmp_path / "b.safetensors"), "quantize": "nf4"},
+        "data": {"folder": str(tmp_path)},
+        "train": {"gradient_checkpointing": 0.5},
+    }
+    exported = export_recipe(values)
+    assert "fp8_base" not in exported.config and exported.config["gradient_checkpointing"] is True
+    assert [line.setting or line.key for line in exported.lines if line.kind == "left"] == ["model.quantize"]

@@ -51,7 +51,7 @@ def test_text_for_numbers_and_zeros_for_nothing(imported: Any, tmp_path: Path) -
         }
     )
     assert found.trainer == "a config of the kohya_ss GUI"
-    assert found.values["train"] == {"length": "10 epochs", "seed": 1234, "max_grad_norm": 1.0}
+    assert found.values["train"] == {"length": "10 epochs", "seed": 1234, "max_grad_norm": 1.0, "precision": "fp16"}
     assert found.values["model"] == {"base": str(tmp_path / "base.safetensors"), "clip_skip": 2}
     assert found.values["adapter"] == {"name": "lora", "rank": 32, "alpha": 16.0}
     assert found.values["objective"]["weighting"] == "none" and "noise" not in found.values["objective"]

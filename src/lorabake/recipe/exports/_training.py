@@ -49,7 +49,8 @@ def _rows(writing: Writing) -> None:
         if row.key == "prior_loss_weight" and not writing.get("data.regularisation"):
             continue
         if not off:
-            writing.put(row.key, value, row.setting)
+            theirs = row.back(value) if row.back else value
+            writing.put(row.key, theirs, row.setting, "all of it, there" if theirs != value else "")
 
 
 def _model(writing: Writing, flow: bool) -> str:
@@ -291,7 +292,12 @@ def _noise(writing: Writing, flow: bool) -> None:
 def _files(writing: Writing) -> None:
     precision = writing.get("train.precision")
     note = "" if precision else "not given: what a GPU usually has"
-    writing.put("mixed_precision", "no" if precision == "fp32" else "bf16", "train.precision", note)
+    writing.put("mixed_precision", {"fp32": "no", None: "bf16"}.get(precision, precision), "train.precision", note)
+    quantised = writing.get("model.quantize")
+    if quantised == "fp8":
+        writing.put("fp8_base", True, "model.quantize", "without a scale for each row, there")
+    elif quantised:
+        writing.left("model.quantize", "sd-scripts stores the base in bf16, fp16 or fp8")
     dtype = {ours: theirs for theirs, ours in PRECISIONS.items() if theirs != "fp32"}[writing.get("save.dtype")]
     writing.put("save_precision", dtype, "save.dtype")
     writing.config |= {"save_model_as": "safetensors", "output_dir": "output"}

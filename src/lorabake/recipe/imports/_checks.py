@@ -17,7 +17,7 @@ from lorabake.base.units import Duration
 from lorabake.protocols.family import Prediction
 from lorabake.recipe.imports._paths import is_hub_name
 from lorabake.recipe.imports._reading import Reading
-from lorabake.recipe.imports._report import Imported
+from lorabake.recipe.imports._report import Imported, Kind
 from lorabake.recipe.load import parse_sections
 from lorabake.recipe.optimizers import optimizer_problems
 from lorabake.recipe.sections import PARTS, SECTIONS
@@ -28,6 +28,9 @@ _TABLES = ("optimizer.block_lr", "adapter.block_rank")
 
 def fit(reading: Reading) -> Reading:
     """Take back what the recipe cannot hold, until the rest is valid. A part whose package is missing stays, and is told."""
+    if prediction_of(reading.values) == "flow" and reading.get("train.precision") == "fp16":
+        del reading.values["train"]["precision"]
+        _tell(reading, "train.precision", "flow models overflow in fp16: bf16 where a GPU has it, else fp32.", "left")
     for _ in range(200):
         problems = _problems(reading.values)
         fixed = [problem for problem in problems if _taken_back(reading, problem)]
@@ -76,10 +79,10 @@ def _taken_back(reading: Reading, problem: Problem) -> bool:
     return True
 
 
-def _tell(reading: Reading, setting: str, why: str) -> None:
+def _tell(reading: Reading, setting: str, why: str, kind: Kind = "lost") -> None:
     for index, line in enumerate(reading.lines):
         if line.setting == setting and line.kind in ("same", "converted", "default"):
-            reading.lines[index] = replace(line, kind="lost", setting="", value=None, note=f"{setting}: {why}")
+            reading.lines[index] = replace(line, kind=kind, setting="", value=None, note=f"{setting}: {why}")
 
 
 _KEPT = ("data.buckets.resolution", "data.buckets.step", "train.max_grad_norm", "train.length", "adapter.rank")

@@ -10,7 +10,7 @@ number, whole, flag, text = _values.number, _values.whole, _values.flag, _values
 TRAINING = (
     Row("train_batch_size", "train.batch_size", whole),
     Row("gradient_accumulation_steps", "train.gradient_accumulation", whole),
-    Row("gradient_checkpointing", "train.gradient_checkpointing", flag),
+    Row("gradient_checkpointing", "train.gradient_checkpointing", flag, back=bool),
     Row("max_grad_norm", "train.max_grad_norm", number, default=1.0),
     Row("scale_weight_norms", "train.max_weight_norm", number, off=(0.0,)),
     Row("seed", "train.seed", whole),
@@ -75,9 +75,7 @@ MEMORY = "it saves memory or time and leaves the mathematics as it is."
 LEFT = {
     "full_fp16": ((False,), "weights of the adapter are always float32 here, which is more exact."),
     "full_bf16": ((False,), "weights of the adapter are always float32 here, which is more exact."),
-    "fp8_base": ((False,), "the base is held in bf16 or fp32 here: more exact, and more memory."),
-    "fp8_base_unet": ((False,), "the base is held in bf16 or fp32 here: more exact, and more memory."),
-    "fp8_scaled": ((False,), "the base is held in bf16 or fp32 here: more exact, and more memory."),
+    "fp8_scaled": ((False,), "fp8 weights are always scaled here, row by row."),
     "blocks_to_swap": (
         (0,),
         "nothing is moved out of the GPU here: set train.gradient_checkpointing where memory is short.",

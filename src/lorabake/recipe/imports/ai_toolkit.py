@@ -71,6 +71,10 @@ def read(reading: Reading) -> None:
         reading.lines.sort(key=lambda line: line.kind != "lost")
 
 
+_QUANTISED = {"qfloat8": "fp8", "float8": "fp8", "qint8": "int8", "int8": "int8", "qint4": "nf4", "nf4": "nf4"}
+"""Ours by their names."""
+
+
 def _model(model: Reading) -> tuple[bool, bool]:
     """Whether it is a flow model, and whether it is of a family that is not here."""
     base = model.text("name_or_path")
@@ -107,9 +111,16 @@ def _model(model: Reading) -> tuple[bool, bool]:
             "lora_path",
             f"{lora}: LoRA files are not merged into the base first. Merge it, and give the result as model.base.",
         )
-    for key in ("quantize", "quantize_te", "low_vram", "layer_offloading"):
+    if model.flag("quantize"):
+        kind = _QUANTISED.get((model.text("qtype") or "qfloat8").lower())
+        note = "T5 with it, and rows are scaled each by itself"
+        if kind:
+            model.put("model.quantize", kind, "quantize", note)
+        else:
+            model.left("quantize", "not stored in that type here: model.quantize takes int8, fp8 and nf4.")
+    for key in ("quantize_te", "low_vram", "layer_offloading"):
         if model.flag(key):
-            model.left(key, "the base is held in bf16 or fp32 here: more exact, and more memory.")
+            model.left(key, "T5 goes with model.quantize, and nothing is moved out of the GPU here.")
     model.rest(
         words(
 """

@@ -134,7 +134,7 @@ def _precision(train: Reading) -> None:
     elif given in ("fp32", "float32", "float"):
         train.put("train.precision", "fp32", "dtype")
     elif given in ("fp16", "float16"):
-        train.left("dtype", "fp16 is not computed in here, because it overflows: bf16 where a GPU has it, else fp32.")
+        train.put("train.precision", "fp16", "dtype")
 
 
 def objective(train: Reading, flow: bool) -> None:

@@ -29,7 +29,7 @@ lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale lr_scheduler_m
 max_train_epochs max_train_steps save_every_n_epochs save_every_n_steps save_last_n_epochs save_last_n_steps
 save_precision mixed_precision sample_prompts sample_every_n_epochs sample_every_n_steps train_data_dir reg_data_dir
 dataset_config masked_loss logging_dir log_with validate_every_n_epochs validate_every_n_steps caption_extention
-dataset_repeats
+dataset_repeats fp8_base fp8_base_unet
 """
     )
 )
@@ -285,16 +285,15 @@ def _schedule(reading: Reading, steps: int | None) -> None:
 
 def _precision(reading: Reading) -> None:
     given = (reading.text("mixed_precision") or "").lower()
-    if given == "bf16":
-        reading.put("train.precision", "bf16", "mixed_precision")
-    elif given == "fp16":
-        reading.left(
-            "mixed_precision", "fp16 is not computed in here, because it overflows: bf16 where a GPU has it, else fp32."
-        )
+    if given in ("bf16", "fp16"):
+        reading.put("train.precision", given, "mixed_precision")
     elif given in ("", "no"):
         reading.put("train.precision", "fp32", "mixed_precision", kind=None if given else "default")
     else:
         reading.lost("mixed_precision", "it is none of no, fp16 and bf16.")
+    for key in ("fp8_base", "fp8_base_unet"):
+        if reading.flag(key):
+            reading.put("model.quantize", "fp8", key)
 
 
 def _saving(reading: Reading) -> None:

@@ -271,14 +271,10 @@ def _run(reading: Reading) -> None:
             "a second file NAME-ema beside each checkpoint; OneTrainer saves that one alone",
         )
     precision = (reading.text("train_dtype") or "").upper()
-    if precision == "BFLOAT_16":
-        reading.put("train.precision", "bf16", "train_dtype")
-    elif precision == "FLOAT_32":
-        reading.put("train.precision", "fp32", "train_dtype")
+    if precision in _TYPES:
+        reading.put("train.precision", _TYPES[precision], "train_dtype")
     elif precision:
-        reading.left(
-            "train_dtype", "it is not computed in here, because it overflows: bf16 where a GPU has it, else fp32."
-        )
+        reading.left("train_dtype", "it is not computed in here: bf16 where a GPU has it, else fp32.")
     checkpointing = str(reading.given.get("gradient_checkpointing", "ON")).upper()
     reading.put(
         "train.gradient_checkpointing",
