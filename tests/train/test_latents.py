@@ -201,12 +201,24 @@ def test_small_pictures_share_cores_out_and_large_ones_share_them() -> None:
     def division(side: int) -> tuple[int, int]:
         sample = Path("unused")
         place_of = place((side, side), BucketConfig(resolution=side, step=64))
-        return _division([View(sample, place_of, False)])  # pyright: ignore[reportArgumentType]
+        return _division(View(sample, place_of, False))  # pyright: ignore[reportArgumentType]
 
     cores, one_each = division(64)
     assert one_each == 1 and cores >= 1
     workers, threads = division(1024)
     assert workers == 1 and threads == cores
+
+
+def test_a_larger_picture_beside_it_leaves_a_latent_as_it_was(
+    dataset: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorabake.train.latents.cores", lambda: 2)
+    small, large = views(dataset), views(dataset, resolution=1024)[:1]
+    assert _division(small[0]) != _division(large[0])
+    first = cached_latents(small, encoder, dataset / "cache")  # pyright: ignore[reportArgumentType]
+    both = cached_latents([*small, *large], encoder, dataset / "cache")  # pyright: ignore[reportArgumentType]
+    assert len(encoder.seen) == 6 + 1
+    assert all(torch.equal(a, b) for a, b in zip(first, both, strict=False)) and both[6].shape == (3, 256, 256)
 
 
 def test_an_error_in_one_picture_keeps_those_before_it(dataset: Path, encoder: Encoder) -> None:

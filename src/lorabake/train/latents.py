@@ -84,31 +84,47 @@ def cached_latents(
         UserError: a latent is not finite; the message names the picture.
     """
     space = model.latent_space
-    workers, threads = _division(views)
-    # The threads of one picture are in the key: sums in another order may differ in the last bit.
-    keys = [view.key(f"{space} {model.dtype} {model.device.type} {threads}") for view in views]
+    keys = [_key(view, model) for view in views]
     home = folder / space[:16] if folder else None
     found = read_packs(home, set(keys)) if home else {}
     missing = list({key: view for key, view in zip(keys, views, strict=True) if key not in found}.items())
     if home and (lacking := _no_room(home, [view for _, view in missing], model)):
         not_kept(lacking)
         home = None
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        for start in range(0, len(missing), _PACK):
-            fresh: dict[str, Tensor] = {}
-            pack: Path | None = None
-            try:
-                for key, latents_CHW in _encoded(missing[start : start + _PACK], model, pool, 2 * workers):
+    done = 0
+    for jobs, (workers, threads) in _packs(missing):
+        fresh: dict[str, Tensor] = {}
+        pack: Path | None = None
+        before = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+                for key, latents_CHW in _encoded(jobs, model, pool, 2 * workers):
                     fresh[key] = latents_CHW
-                    progress(start + len(fresh), len(missing))
-            finally:
-                if home and fresh:
-                    pack = write_pack(home, fresh, not_kept)
-                    home = home if pack else None
-            found.update(read_pack(pack, fresh.keys()) if pack else _gathered(fresh))
-    torch.set_num_threads(before)
+                    done += 1
+                    progress(done, len(missing))
+        finally:
+            torch.set_num_threads(before)
+            if home and fresh:
+                pack = write_pack(home, fresh, not_kept)
+                home = home if pack else None
+        found.update(read_pack(pack, fresh.keys()) if pack else _gathered(fresh))
     return [found[key] for key in keys]
+
+
+def _key(view: View, model: Model) -> str:
+    """Of the view's latent in the cache. On a CPU the threads are in it: sums in another order may differ in the last bit."""
+    threads = f" {_division(view)[1]}" if model.device.type == "cpu" else ""
+    return view.key(f"{model.latent_space} {model.dtype} {model.device.type}{threads}")
+
+
+def _packs(missing: Sequence[tuple[str, View]]) -> Iterator[tuple[list[tuple[str, View]], tuple[int, int]]]:
+    """What is encoded together and written as one file, each with how it is divided among the cores."""
+    alike: dict[tuple[int, int], list[tuple[str, View]]] = {}
+    for key, view in missing:
+        alike.setdefault(_division(view), []).append((key, view))
+    for division, jobs in alike.items():
+        for start in range(0, len(jobs), _PACK):
+            yield jobs[start : start + _PACK], division
 
 
 def _no_room(folder: Path, views: Sequence[View], model: Model) -> str:
@@ -127,10 +143,10 @@ def fresh_latent(view: View, model: Model) -> Tensor:
     return _encode(view, view.key(f"{model.latent_space} {model.dtype} {model.device.type}"), model)
 
 
-def _division(views: Iterable[View]) -> tuple[int, int]:
-    """How many pictures are encoded at once, and the threads of each: many small ones on a core each, or large ones on several."""
-    largest = max((view.placement.bucket_wh[0] * view.placement.bucket_wh[1] for view in views), default=1)
-    workers = max(1, min(cores(), _PIXELS_AT_ONCE // largest))
+def _division(view: View) -> tuple[int, int]:
+    """How many pictures of this one's size are encoded at once, and the threads of each: many small ones on a core each, or large ones on
+    several. It depends on nothing else, so that another picture in the dataset never changes this one's latent."""
+    workers = max(1, min(cores(), _PIXELS_AT_ONCE // math.prod(view.placement.bucket_wh)))
     return workers, max(1, cores() // workers)
 
 
