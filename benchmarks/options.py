@@ -155,7 +155,7 @@ def _draw(file: Path, folder: Path) -> None:
     from lorabake.sampling.apply import apply_lora
     from lorabake.sampling.draw import draw
     from lorabake.sampling.infotext import save_png
-    from lorabake.sampling.prompts import line_to_prompt
+    from lorabake.recipe.prompts import line_to_prompt
 
     model = load_model("pocket")
     apply_lora(model, file, 1.0)

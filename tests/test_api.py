@@ -14,8 +14,8 @@ import torch
 
 import lorabake as lb
 from lorabake.pocket.world import draw, sample
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.infotext import parse, save_png
-from lorabake.sampling.prompts import Prompt
 
 SMALL: dict[str, Any] = {"adapter": {"rank": 1}, "train": {"length": "2 steps", "device": "cpu"}}
 LINE = "1girl, red hair --d 3 --s 2"

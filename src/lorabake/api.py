@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lorabake.protocols.family import ModelFacts, Prediction, TextOption, TextOptions
     from lorabake.recipe.exports import Exported
     from lorabake.recipe.imports import Imported
-    from lorabake.sampling.prompts import Prompt
+    from lorabake.recipe.prompts import Prompt
     from lorabake.train.continuing import Agree
     from lorabake.train.run import Outcome
 
@@ -250,7 +250,7 @@ def _readable(
     on_note: Callable[[str], None],
 ) -> tuple[list[Prompt], dict[TextOption, int]]:
     """Prompts as objects, and how the model is to read them; what is probably not meant is told."""
-    from lorabake.sampling.prompts import line_to_prompt
+    from lorabake.recipe.prompts import line_to_prompt
     from lorabake.sampling.reading import prompt_notes, text_options
 
     several = prompts if isinstance(prompts, Sequence) and not isinstance(prompts, str) else [prompts]

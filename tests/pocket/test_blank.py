@@ -15,8 +15,8 @@ from lorabake.pocket.architecture import LATENT_CHANNELS
 from lorabake.pocket.blank import BlankModel, Preparation, blank_model, new_denoiser
 from lorabake.pocket.decoder import DecoderTraining
 from lorabake.pocket.textmodel import TextWarmUp
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.draw import draw
-from lorabake.sampling.prompts import Prompt
 
 _QUICK = Preparation(pictures=60, decoder=DecoderTraining(steps=2), text=TextWarmUp(steps=2, batch_size=4))
 

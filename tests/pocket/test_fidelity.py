@@ -18,7 +18,7 @@ from lorabake.pocket.judge import Accuracy, Judge
 from lorabake.pocket.judge.network import AttributeNet
 from lorabake.pocket.world import axes
 from lorabake.protocols.family import Model
-from lorabake.sampling.prompts import Prompt
+from lorabake.recipe.prompts import Prompt
 
 
 @pytest.fixture(scope="module")

@@ -211,3 +211,21 @@ def test_what_is_for_lora_files_alone_is_told(dataset: Path) -> None:
     assert f"save.dtype = bf16 does nothing: {whole}, always in fp32." in told
     assert f"output.trigger = mira does nothing: {whole}, which have no place for it." in told
     assert not any(whole in warning for warning in check_values(raw | {"adapter": {"name": "lora"}}).warnings)
+
+
+def test_prompts_of_samples_are_read_before_a_run(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a girl --s 20\na boy --s many\n")
+    prompts = ["fine --s 5", "a girl --zz 3", "a boy --ss dpm"]
+    found = wrong(
+        {
+            "data": {"folder": str(dataset)},
+            "sample": {"prompts": prompts, "prompts_file": str(tmp_path / "prompts.txt")},
+        }
+    )
+    assert "--zz is not an option" in found["sample.prompts 2"]
+    assert "'dpm' is not offered" in found["sample.prompts 3"]
+    assert "many" in found["sample.prompts_file"]
+    found = wrong({"data": {"folder": str(dataset)}, "sample": {"prompts": ["a girl --w 65 --ss flow-euler --g 3"]}})
+    assert "65 is not a multiple of 32; use 64 or 96" in found["sample.prompts 1"]
+    found = wrong({"data": {"folder": str(dataset)}, "sample": {"prompts_file": "nowhere.txt"}})
+    assert "nowhere.txt" in found["sample.prompts_file"]

@@ -15,9 +15,9 @@ from lorabake.base.errors import UserError
 from lorabake.base.places import POCKET_MODEL
 from lorabake.families import load_model
 from lorabake.formats.kohya import write_lora
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.apply import apply_lora
 from lorabake.sampling.draw import draw
-from lorabake.sampling.prompts import Prompt
 
 PROMPTS = [
     Prompt("1girl, red hair, portrait, beach, flat color", seed=3, steps=12, cfg=4.0),

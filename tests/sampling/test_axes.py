@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lorabake.base.errors import UserError
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.axes import MOST_VALUES, search_replace, seeds, weights
-from lorabake.sampling.prompts import Prompt
 
 
 def test_weights_and_seeds_are_read() -> None:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from lorabake.base.errors import Problems, UserError
 from lorabake.base.places import POCKET_MODEL
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.ddim import ddim, step
 from lorabake.sampling.draw import draw, start_noise, to_pictures
-from lorabake.sampling.prompts import Prompt
 
 Tiny = Callable[..., Any]
 MIXED = [

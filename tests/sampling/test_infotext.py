@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from lorabake.base.cards import cards
 from lorabake.base.errors import UserError
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.infotext import Infotext, UsedLora, infotext_of, parse, read, save_png, write
-from lorabake.sampling.prompts import Prompt
-from lorabake.sampling.samplers import SAMPLERS
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 tricky = st.sampled_from(
@@ -30,7 +30,7 @@ names = texts.map(lambda text: text.replace("/", "").replace("\\", ""))
 sides = st.one_of(st.none(), st.integers(8, 4096))
 prompts = st.builds(
     Prompt, texts | tricky, texts | tricky, st.integers(0, 2**64 - 1), st.integers(1, 1000), st.none() | st.floats(1, 30),
-    st.just(64), sides.map(lambda side: side or 64), st.sampled_from([None, *SAMPLERS]),
+    st.just(64), sides.map(lambda side: side or 64), st.sampled_from([None, *cards("sampler")]),
     st.none() | st.floats(0, 30),
 )  # fmt: skip
 loras = st.builds(UsedLora, names, st.floats(-3, 3), st.sampled_from(["", "0123456789ab"]))

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from lorabake.base.errors import UserError
 from lorabake.families import inspect_model
 from lorabake.protocols.family import ModelFacts
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling import reading
-from lorabake.sampling.prompts import Prompt
 from lorabake.sampling.reading import cut_prompts, text_options
 
 Write = Callable[..., Path]

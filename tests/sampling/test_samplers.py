@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 
+from lorabake.base.cards import cards
 from lorabake.base.errors import UserError
 from lorabake.protocols.family import Prediction
-from lorabake.sampling.samplers import SAMPLERS, fitting, samplers_for
+from lorabake.protocols.sampler import SamplerCard
+from lorabake.recipe.prompts import samplers_for
+from lorabake.sampling.samplers import fitting
 
 
 @pytest.mark.parametrize("prediction", get_args(Prediction))
 def test_every_model_has_its_samplers(tiny: Callable[..., Any], prediction: Prediction) -> None:
     model = tiny(prediction)
     allowed = samplers_for(prediction)
-    assert allowed and fitting(None, prediction) is SAMPLERS[allowed[0]]
-    for name, sampler in SAMPLERS.items():
+    assert allowed and fitting(None, prediction) is cards("sampler")[allowed[0]].load()
+    for name, card in cards("sampler").items():
         if name not in allowed:
             with pytest.raises(UserError, match=f"'{name}' draws with models that predict .* Allowed: {allowed[0]}"):
                 fitting(name, prediction)
             continue
-        assert fitting(name, prediction) is sampler
+        sampler = fitting(name, prediction)
+        assert sampler is card.load()
         legs = sampler.trajectory(model, 5, 16).legs
         assert len(legs) == 5 and all(0 <= leg.timestep <= 1000 for leg in legs)
 
 
 def test_no_two_are_shown_alike() -> None:
-    assert len({sampler.shown for sampler in SAMPLERS.values()}) == len(SAMPLERS)
+    assert len({cast(SamplerCard, card).shown for card in cards("sampler").values()}) == len(cards("sampler"))

@@ -35,8 +35,9 @@ ROOMS = {
     "noise": "lorabake.objectives",
     "optimizer": "lorabake.optimizers",
     "schedule": "lorabake.optimizers",
+    "sampler": "lorabake.sampling.samplers",
 }
-"""Which room is walked for which kind of part."""
+"""Which room, or module of one, is walked for which kind of part."""
 
 
 class Settings(BaseModel):
@@ -113,7 +114,9 @@ def find(kind: str, name: str) -> Card:
 
 def _modules(room: str) -> Iterator[ModuleType]:
     package = importlib.import_module(room)
-    for item in pkgutil.iter_modules(package.__path__, room + "."):
+    if not hasattr(package, "__path__"):
+        yield package
+    for item in pkgutil.iter_modules(getattr(package, "__path__", []), room + "."):
         card_module = f"{item.name}.card"
         if item.ispkg and importlib.util.find_spec(card_module):
             yield importlib.import_module(card_module)

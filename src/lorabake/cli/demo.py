@@ -207,7 +207,7 @@ def _leave_ctrl_c_to_the_parent() -> None:
 def _tasting(folder: Path, name: str) -> Tasting:
     from lorabake.base.runs import Run
     from lorabake.families import load_model
-    from lorabake.sampling.prompts import line_to_prompt
+    from lorabake.recipe.prompts import line_to_prompt
     from lorabake.sampling.tasting import taste
 
     prompts = [line_to_prompt(line.format(name=name)) for line in _PROMPTS]

@@ -36,9 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     from lorabake.base.errors import UserError
     from lorabake.cli.arguments import drawing_options
     from lorabake.cli.terminal import bar, show_json
+    from lorabake.recipe.prompts import line_to_prompt, prompts_from_file
     from lorabake.sampling.axes import seeds, weights
     from lorabake.sampling.grid import save_grid
-    from lorabake.sampling.prompts import line_to_prompt, prompts_from_file
 
     prompts = [line_to_prompt(line) for line in arguments.prompt]
     if arguments.prompts:

@@ -18,8 +18,8 @@ from lorabake.pocket.judge import Judge
 from lorabake.pocket.world import Drawing, caption, draw, sample
 from lorabake.pocket.world import sheet as side_by_side
 from lorabake.protocols.family import Model
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.draw import draw as draw_prompts
-from lorabake.sampling.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)

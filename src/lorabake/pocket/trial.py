@@ -19,9 +19,9 @@ from lorabake.pocket.characters import Character
 from lorabake.pocket.judge import Detectors, Judge
 from lorabake.pocket.world import Spec, draw, sample
 from lorabake.protocols.family import Model
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.draw import draw as draw_prompts
 from lorabake.sampling.infotext import save_png
-from lorabake.sampling.prompts import Prompt
 
 KNOWN: dict[str, tuple[str, ...]] = {
     "pose": ("standing", "waving"),

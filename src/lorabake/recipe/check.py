@@ -25,6 +25,7 @@ from lorabake.recipe.load import anchored, parse_model, parse_sections, read_raw
 from lorabake.recipe.optimizers import optimizer_problems, schedule_problems
 from lorabake.recipe.pictures import Pictures, Regularisation, open_beside, open_regularisation, pictures, placed
 from lorabake.recipe.preservation import preservation_problems, with_trigger
+from lorabake.recipe.prompts import sample_prompts, shortened, unfit
 from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.resolve import adapter_card, resolve, resolve_buckets
 from lorabake.recipe.sections import (
@@ -75,6 +76,7 @@ def check_values(raw: Mapping[str, Any], subject: str = "The recipe") -> Checked
     problems.extend(_contradictions(values, facts, captions))
     problems.extend(_preservation(values, dataset))
     problems.extend(_start(values))
+    problems.extend(_samples(values, facts))
     if problems or facts is None or dataset is None:
         raise Problems(subject, problems, "`lorabake explain SECTION` lists what a section accepts.")
     recipe = resolve(Recipe(**values), facts)
@@ -166,6 +168,22 @@ def _start(values: Mapping[str, Any]) -> Iterator[Problem]:
         read_header(Path(start.start_from))
     except UserError as error:
         yield Problem("adapter.start_from", str(error))
+
+
+def _samples(values: Mapping[str, Any], facts: ModelFacts | None) -> Iterator[Problem]:
+    """Prompts of pictures that cannot be read, or that this model cannot draw."""
+    if "sample" not in values or facts is None:
+        return
+    try:
+        prompts = sample_prompts(values["sample"])
+    except Problems as error:
+        yield from error.problems
+        return
+    own = len(values["sample"].prompts)
+    for number, prompt in enumerate(prompts, 1):
+        where = f"sample.prompts {number}" if number <= own else "sample.prompts_file"
+        if wrong := "; ".join(f"{name} {what.rstrip('.')}" for name, what in unfit(prompt, facts)):
+            yield Problem(where, f"'{shortened(prompt.text)}': {wrong}.")
 
 
 def _facts(model: ModelSettings | None, problems: list[Problem]) -> ModelFacts | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorabake.base.errors import UserError
-from lorabake.sampling.prompts import Prompt, shortened
+from lorabake.recipe.prompts import Prompt, shortened
 
 MOST_VALUES = 200
 """Values on one axis; a typo such as ``1-10000`` shall not start a night of drawing."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorabake.base.errors import Problem, Problems, UserError
 from lorabake.protocols.family import Conditioning, Framing, Model, ModelFacts
-from lorabake.sampling.prompts import Prompt, shortened
+from lorabake.recipe.prompts import Prompt, shortened, unfit
 from lorabake.sampling.samplers import fitting
 
 Progress = Callable[[int, int], None]
@@ -91,21 +91,12 @@ def check(model: Model, prompts: Sequence[Prompt]) -> None:
 
 def _wrong(model: Model, prompt: Prompt) -> Iterator[tuple[str, str]]:
     """What in one prompt the model cannot draw, and why."""
-    unit, prediction = model.facts.pixel_step, model.facts.prediction
-    for name, side in (("width", prompt.width), ("height", prompt.height)):
-        if side is not None and side % unit:
-            below, above = side // unit * unit, (side // unit + 1) * unit
-            yield name, f"{side} is not a multiple of {unit}; use {f'{below} or {above}' if below else above}"
-    if prompt.guidance is not None and model.facts.usual_guidance is None:
-        what = f"{prompt.guidance:g} does nothing with a model that is told no guidance: leave it out, and set cfg (--l) instead"
-        yield "guidance", what
-    try:
-        sampler = fitting(prompt.sampler, prediction)
-    except UserError as error:
-        yield "sampler", str(error)
+    wrong = dict(unfit(prompt, model.facts))
+    yield from wrong.items()
+    if "sampler" in wrong:
         return
     try:
-        sampler.trajectory(model, prompt.steps, _tokens(model.facts, prompt))
+        fitting(prompt.sampler, model.facts.prediction).trajectory(model, prompt.steps, _tokens(model.facts, prompt))
     except UserError as error:
         yield "steps", str(error)
 

@@ -22,8 +22,7 @@ from PIL import Image, PngImagePlugin
 
 from lorabake.base.errors import UserError
 from lorabake.base.files import write_atomic
-from lorabake.sampling.prompts import Prompt
-from lorabake.sampling.samplers import SAMPLERS
+from lorabake.recipe.prompts import Prompt, sampler_cards
 
 CHUNK = "parameters"
 """Name of the PNG text chunk."""
@@ -75,7 +74,7 @@ def write(info: Infotext) -> str:
     text = prompt.text + "".join(f" <lora:{lora.name}:{_number(lora.weight)}>" for lora in info.loras)
     pairs = {
         "Steps": str(prompt.steps),
-        "Sampler": SAMPLERS[prompt.sampler].shown if prompt.sampler else "",
+        "Sampler": sampler_cards()[prompt.sampler].shown if prompt.sampler else "",
         "CFG scale": "" if prompt.cfg is None else _number(prompt.cfg),
         "Distilled CFG Scale": "" if prompt.guidance is None else _number(prompt.guidance),
         "Seed": str(prompt.seed),
@@ -134,7 +133,7 @@ def read(text: str) -> Infotext:
             cfg=float(cfg) if cfg else None,
             width=int(size[1]) if size else None,
             height=int(size[2]) if size else None,
-            sampler=next((name for name, sampler in SAMPLERS.items() if sampler.shown == given), given),
+            sampler=next((name for name, card in sampler_cards().items() if card.shown == given), given),
             guidance=float(guidance) if guidance else None,
         )
         return Infotext(prompt, pairs.pop("Model", ""), pairs.pop("Model hash", ""), loras, pairs)

@@ -9,7 +9,7 @@ from lorabake.base.errors import UserError
 from lorabake.families import caption_readers, family_card
 from lorabake.formats.header import read_header
 from lorabake.protocols.family import MOST_T5_TOKENS, ModelFacts, TextOption, TextOptions
-from lorabake.sampling.prompts import Prompt, shortened
+from lorabake.recipe.prompts import Prompt, shortened
 
 _KEYS: Mapping[TextOption, str] = {
     "clip_skip": "ss_clip_skip",

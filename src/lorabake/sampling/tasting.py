@@ -10,11 +10,11 @@ from pathlib import Path
 from PIL import Image
 
 from lorabake.protocols.family import Model
+from lorabake.recipe.prompts import Prompt, shortened
 from lorabake.sampling.apply import apply_lora
 from lorabake.sampling.axes import Axis
 from lorabake.sampling.draw import draw
 from lorabake.sampling.grid import compose
-from lorabake.sampling.prompts import Prompt, shortened
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from lorabake.dataset.caption import full_caption
 from lorabake.families import family_card
 from lorabake.optimizers._build import finished_weights
 from lorabake.recipe import Checked
+from lorabake.recipe.prompts import sample_prompts
 from lorabake.recipe.toml import to_toml
 from lorabake.sampling.draw import check as check_prompts
 from lorabake.sampling.reading import infotext_extra, prompt_notes
@@ -41,7 +42,7 @@ from lorabake.train.keeping import drop_old, fingerprint
 from lorabake.train.loop import Bake, run_loop
 from lorabake.train.picture_losses import as_csv, picture_losses
 from lorabake.train.prediction import ASKED, check_prediction
-from lorabake.train.samples import Samples, sample_prompts
+from lorabake.train.samples import Samples
 from lorabake.train.space import check_space
 from lorabake.train.state import Progress, load_state, read_state, save_state, states_of, step_of
 from lorabake.train.tensorboard import TensorBoard

@@ -11,24 +11,13 @@ from lorabake.base.errors import LorabakeError
 from lorabake.base.events import Events
 from lorabake.base.runs import Run
 from lorabake.recipe import Checked
-from lorabake.recipe.sections import SampleSettings
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.apply import apply_lora
 from lorabake.sampling.draw import draw
 from lorabake.sampling.infotext import Infotext, save_png, write
-from lorabake.sampling.prompts import Prompt, line_to_prompt, prompts_from_file
 from lorabake.train.awake import awake
 from lorabake.train.checkpoint import write_checkpoint
 from lorabake.train.loop import Bake
-
-
-def sample_prompts(settings: SampleSettings) -> list[Prompt]:
-    """What the recipe wants to see: its own prompts, then those of its file.
-
-    Raises:
-        UserError: a prompt or the file cannot be read; every wrong line is named.
-    """
-    own = [line_to_prompt(line) for line in settings.prompts]
-    return own + (prompts_from_file(Path(settings.prompts_file)) if settings.prompts_file else [])
 
 
 def sample_name(step: int, index: int) -> str:

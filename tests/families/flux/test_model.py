@@ -18,8 +18,8 @@ from lorabake.families.flux.model import FluxModel
 from lorabake.families.networks.flux_layout import diffusers_pieces
 from lorabake.formats.kohya import read_lora, write_lora
 from lorabake.protocols.family import Framing, Model
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.draw import draw
-from lorabake.sampling.prompts import Prompt
 
 pytestmark = pytest.mark.slow  # importing diffusers alone takes seconds
 

@@ -18,8 +18,8 @@ from lorabake.base.errors import Problems, UserError
 from lorabake.families import caption_readers, family_card, inspect_model, load_model
 from lorabake.families.sdxl.card import recognise
 from lorabake.protocols.family import Model, ModelSource
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.draw import draw
-from lorabake.sampling.prompts import Prompt
 
 pytestmark = pytest.mark.slow  # importing diffusers alone takes seconds
 

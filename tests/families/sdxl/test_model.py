@@ -15,8 +15,8 @@ from lorabake.base.errors import UserError
 from lorabake.families import inspect_model, load_model
 from lorabake.families.sdxl.model import SDXLModel
 from lorabake.protocols.family import Framing, Model
+from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.draw import draw
-from lorabake.sampling.prompts import Prompt
 
 pytestmark = pytest.mark.slow  # importing diffusers alone takes seconds
 

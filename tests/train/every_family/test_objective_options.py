@@ -76,12 +76,12 @@ def test_a_run_in_pieces_is_the_same_to_the_last_bit(kitchens: Any, tmp_path: Pa
 
 
 def test_samples_are_drawn_on_the_schedule_that_is_trained(kitchens: Any, tmp_path: Path) -> None:
-    from lorabake.sampling.samplers import SAMPLERS
+    from lorabake.sampling.samplers import DDIM
     from lorabake.train.bake import prepare
 
     recipe = kitchens("sd2-v").recipe
     models = [prepare(check(recipe, words), Events()).model for words in ([], ["objective.zero_terminal_snr=true"])]
-    first, last = zip(*(SAMPLERS["ddim"].trajectory(model, 5, 16).legs[::4] for model in models), strict=True)
+    first, last = zip(*(DDIM.trajectory(model, 5, 16).legs[::4] for model in models), strict=True)
     assert (first[0].timestep, first[1].timestep) == (801, 999), "leading, and trailing"
     assert first[0].alpha_bar > 0 and first[1].alpha_bar == 0.0
     assert last[0].next_alpha_bar == pytest.approx(last[1].next_alpha_bar), "the clean end stays"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorabake.base.errors import Problems, UserError
-from lorabake.sampling.prompts import Prompt, line_to_prompt, prompts_from_file, shortened
+from lorabake.recipe.prompts import Prompt, line_to_prompt, prompts_from_file, shortened
 
 
 def test_a_line_with_everything() -> None:

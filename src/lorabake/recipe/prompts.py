@@ -6,14 +6,16 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from lorabake.base.cards import cards
 from lorabake.base.errors import Problem, Problems, UserError, nearest
-from lorabake.protocols.family import ModelFacts
-from lorabake.sampling.samplers import SAMPLERS, samplers_for
+from lorabake.protocols.family import ModelFacts, Prediction
+from lorabake.protocols.sampler import SamplerCard
+from lorabake.recipe.sections import SampleSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,8 +67,10 @@ class Prompt:
             for name, (fine, rule) in checks.items()
             if not fine
         ]
-        if self.sampler is not None and self.sampler not in SAMPLERS:
-            wrong.append(Problem("sampler", f"'{self.sampler}' is not offered. {nearest(self.sampler, SAMPLERS)}"))
+        if self.sampler is not None and self.sampler not in cards("sampler"):
+            wrong.append(
+                Problem("sampler", f"'{self.sampler}' is not offered. {nearest(self.sampler, cards('sampler'))}")
+            )
         if wrong:
             raise Problems(f"The prompt '{shortened(self.text)}'", wrong)
 
@@ -81,10 +85,79 @@ class Prompt:
             self,
             width=self.width or facts.resolution,
             height=self.height or facts.resolution,
-            sampler=self.sampler or samplers_for(facts.prediction)[0],
+            sampler=self.sampler or sampler_card(None, facts.prediction).name,
             cfg=facts.usual_cfg if self.cfg is None else self.cfg,
             guidance=facts.usual_guidance if self.guidance is None else self.guidance,
         )
+
+
+def samplers_for(prediction: Prediction) -> list[str]:
+    """Names of the samplers for models that predict this, the usual one first."""
+    fit = [card for card in sampler_cards().values() if prediction in card.predictions]
+    return [card.name for card in sorted(fit, key=lambda card: not card.usual)]
+
+
+def sampler_card(name: str | None, prediction: Prediction) -> SamplerCard:
+    """The card of that sampler; None is the usual one for what the model predicts.
+
+    Raises:
+        UserError: there is no such sampler, or it is for other models; the message names those for this one.
+    """
+    allowed, known = samplers_for(prediction), sampler_cards()
+    if name is not None and name not in known:
+        raise UserError(f"'{name}' is not offered. {nearest(name, known)}")
+    if name is not None and name not in allowed:
+        raise UserError(
+            f"'{name}' draws with models that predict {' or '.join(known[name].predictions)}; this one predicts {prediction}. "
+            f"Allowed: {', '.join(allowed)}. Without a sampler, {allowed[0]} is taken."
+        )
+    return known[name or allowed[0]]
+
+
+def sampler_cards() -> Mapping[str, SamplerCard]:
+    """All of them, by name."""
+    return cast(Mapping[str, SamplerCard], cards("sampler"))
+
+
+def unfit(prompt: Prompt, facts: ModelFacts) -> Iterator[tuple[str, str]]:
+    """What in a prompt a model cannot draw, and why, as far as its facts say."""
+    unit = facts.pixel_step
+    for name, side in (("width", prompt.width), ("height", prompt.height)):
+        if side is not None and side % unit:
+            below, above = side // unit * unit, (side // unit + 1) * unit
+            yield name, f"{side} is not a multiple of {unit}; use {f'{below} or {above}' if below else above}"
+    if prompt.guidance is not None and facts.usual_guidance is None:
+        what = f"{prompt.guidance:g} does nothing with a model that is told no guidance: leave it out, and set cfg (--l) instead"
+        yield "guidance", what
+    try:
+        sampler_card(prompt.sampler, facts.prediction)
+    except UserError as error:
+        yield "sampler", str(error)
+
+
+def sample_prompts(settings: SampleSettings) -> list[Prompt]:
+    """What a recipe wants to see: its own prompts, then those of its file.
+
+    Raises:
+        Problems: a prompt or the file cannot be read; every wrong line is named.
+    """
+    found: list[Prompt] = []
+    problems: list[Problem] = []
+    for number, line in enumerate(settings.prompts, 1):
+        try:
+            found.append(line_to_prompt(line))
+        except Problems as error:
+            problems += [Problem(f"sample.prompts {number}", f"{item.where} {item.what}") for item in error.problems]
+    if settings.prompts_file:
+        try:
+            found += prompts_from_file(Path(settings.prompts_file))
+        except Problems as error:
+            problems += [Problem("sample.prompts_file", f"{item.where} {item.what}") for item in error.problems]
+        except UserError as error:
+            problems.append(Problem("sample.prompts_file", str(error)))
+    if problems:
+        raise Problems("The prompts", problems)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
