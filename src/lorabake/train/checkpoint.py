@@ -64,7 +64,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         sd_model_name=facts.name,
         network_module=bake.graft.card.network_module,
         num_train_images=sum(sample.repeats for sample in checked.samples),
-        num_batches_per_epoch=bake.steps_per_epoch * train.gradient_accumulation,
+        num_batches_per_epoch=checked.length.batches_per_epoch,
         num_reg_images=sum(regularisation.turns.repeats) if regularisation else 0,
         num_validation_images=len(checked.held_out.samples) if checked.held_out else 0,
         **_validation(checked),
