@@ -121,9 +121,9 @@ def train(
             listeners.listen(TensorBoard(run, refused=lambda why: events.emit("note", text=why)))
         try:
             steps = _Session(checked, bake, run, listeners, stop, samples).go_on(progress, sittings)
-        except UserError as error:
+        except (UserError, OSError) as error:
             raise RunStopped(
-                f"{error} What was saved before is intact: once this is mended, the same command continues."
+                f"{str(error).rstrip('.')}. What was saved before is intact: once this is mended, the same command continues."
             ) from error
     return Outcome(run, steps, bake.total_steps, time.monotonic() - started)
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems
-from lorabake.base.files import quick_digest
 from lorabake.families.networks.clip_vocabulary import clip_tokenizer
 from lorabake.families.networks.components import (
     Component,
     check_vocabulary,
     clip_in,
-    files_of,
+    digest_of,
     find_clip,
     find_t5,
     find_vae,
@@ -208,7 +207,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         base_version="flux1",
         architecture="flux-1-dev" if config.guidance else "flux-1-schnell",
         implementation="https://github.com/black-forest-labs/flux",
-        digest=quick_digest(files_of(source)),
+        digest=digest_of(source),
         small=config.channels < 256,
         shift=shift_of(parts.scheduler, str(source.base)),
         usual_cfg=1.0,

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.base.files import quick_digest
 from lorabake.families.networks.clip_vocabulary import OPEN_CLIP_PAD, SD1_PAD, clip_tokenizer
 from lorabake.families.networks.components import (
     Component,
     check_vocabulary,
     clip_in,
-    files_of,
+    digest_of,
     find_clip,
     find_vae,
     folder_part,
@@ -241,7 +240,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         base_version=version + ("_v" if prediction == "v" else ""),
         architecture=architecture,
         implementation="diffusers",
-        digest=quick_digest(files_of(source)),
+        digest=digest_of(source),
         small=max(unet.block_out_channels) < 256,
         vae=source.vae,
         text_encoders=source.text_encoders,

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.base.files import quick_digest
 from lorabake.families.networks.clip_vocabulary import OPEN_CLIP_PAD, SD1_PAD, clip_tokenizer
 from lorabake.families.networks.components import (
     Component,
     check_vocabulary,
     clip_in,
-    files_of,
+    digest_of,
     find_clip,
     find_vae,
     folder_part,
@@ -217,7 +216,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         base_version="sdxl_base_v1-0",
         architecture="stable-diffusion-xl-v1-base",
         implementation="https://github.com/Stability-AI/generative-models",
-        digest=quick_digest(files_of(source)),
+        digest=digest_of(source),
         small=max(unet.block_out_channels) < 256,
         vae=source.vae,
         text_encoders=source.text_encoders,
