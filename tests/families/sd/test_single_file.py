@@ -103,6 +103,8 @@ def test_facts(sd1: Any, sd2: Any, written: Write) -> None:
     assert (second.prediction, second.base_version, second.resolution) == ("v", "sd_v2_v", 96 * 4)
     assert second.architecture == "stable-diffusion-v2-768-v" and not second.notes
     assert first.digest != second.digest
+    renamed = first.path.rename(first.path.with_name("renamed.safetensors"))
+    assert inspect_model(renamed).digest == first.digest
 
 
 def test_an_sd2_file_that_says_nothing_is_not_guessed_silently(sd2: Any, written: Write) -> None:
