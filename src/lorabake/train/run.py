@@ -202,12 +202,15 @@ class _Start:
 
 def _check_base(bake: Bake) -> None:
     """Ask the base whether it predicts what it is said to, without the adapter, which may have begun with a file's change."""
-    bake.graft.training, bake.graft.multiplier = False, 0.0
     alike = [index for index, bucket in enumerate(bake.buckets) if bucket == bake.buckets[0]][:ASKED]
     captions = [full_caption(bake.samples[index].caption, bake.recipe.data.captions) for index in alike]
     latents, framings = [bake.latents[index][0] for index in alike], [bake.framings[index][0] for index in alike]
-    check_prediction(bake.model, latents, captions, framings)
-    bake.graft.training, bake.graft.multiplier = True, 1.0
+    bake.graft.training = False
+    try:
+        with bake.graft.off():
+            check_prediction(bake.model, latents, captions, framings)
+    finally:
+        bake.graft.training = True
 
 
 @contextlib.contextmanager
