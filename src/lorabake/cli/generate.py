@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lorabake.cli.arguments import base_facts, text_options
     from lorabake.cli.terminal import bar, show_json
     from lorabake.families import load_model
+    from lorabake.formats.header import read_header
     from lorabake.sampling.apply import apply_lora
     from lorabake.sampling.draw import draw
     from lorabake.sampling.infotext import Infotext, UsedLora, save_png, write
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     with bar("drawing") as progress:
         images = draw(model, prompts, progress=progress)
     extra = infotext_extra(options)
-    used = tuple(UsedLora(path.stem, weight) for path, weight in loras)
+    used = tuple(UsedLora(path.stem, weight, read_header(path).payload_sha256[:12]) for path, weight in loras)
     files = []
     for index, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         path = arguments.out if arguments.out.suffix else arguments.out / f"{index:04d}_{prompt.seed}.png"

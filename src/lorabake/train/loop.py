@@ -82,6 +82,8 @@ class Bake:
     """What the objective learns for itself."""
     started_from: str | None = None
     """Name and hash of the LoRA file whose change training began with."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """Of the base model's own files, as the run's files name them."""
 
     @property
     def trained(self) -> int:
