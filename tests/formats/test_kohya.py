@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lorabake.base.errors import UserError
+from lorabake.base.header import read_header
 from lorabake.formats.hashes import model_hash
-from lorabake.formats.header import read_header
 from lorabake.formats.kohya import SUFFIXES, LoraFile, from_diffusers, has_dora, network_type, read_lora, write_lora
 from lorabake.formats.safetensors_file import read_tensors, write
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from lorabake.formats.header import read_header
+from lorabake.base.header import read_header
 from lorabake.pocket.world import draw, sample
 from lorabake.sampling.infotext import infotext_of
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from lorabake.base.events import Events
 from lorabake.base.files import sha256_file
+from lorabake.base.header import read_header
 from lorabake.base.places import POCKET_MODEL
 from lorabake.families import inspect_model
-from lorabake.formats.header import read_header
 from lorabake.train.checkpoint import hashes_of
 
 Options = Callable[..., list[str]]

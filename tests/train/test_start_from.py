@@ -17,10 +17,10 @@ from lorabake.adapters import adopt, graft, graft_file
 from lorabake.adapters.lora import LoraSettings
 from lorabake.base.errors import Problems, UserError
 from lorabake.base.events import Events
+from lorabake.base.header import read_header
 from lorabake.base.places import POCKET_MODEL
 from lorabake.cli import main  # noqa: F401 - the room is loaded before the model
 from lorabake.families import inspect_model, load_model
-from lorabake.formats.header import read_header
 from lorabake.formats.kohya import read_lora
 from lorabake.train.checkpoint import hashes_of
 from lorabake.train.starting import _other_base

@@ -46,10 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from lorabake.base.errors import UserError
+    from lorabake.base.header import read_header
     from lorabake.cli.arguments import base_facts, text_options
     from lorabake.cli.terminal import bar, show_json
     from lorabake.families import load_model
-    from lorabake.formats.header import read_header
     from lorabake.sampling.apply import apply_lora
     from lorabake.sampling.draw import draw
     from lorabake.sampling.infotext import Infotext, UsedLora, save_png, write

@@ -19,8 +19,8 @@ import torch
 import lorabake
 from lorabake.base.errors import UserError
 from lorabake.base.files import sha256_file
+from lorabake.base.header import read_header
 from lorabake.base.runs import Run
-from lorabake.formats.header import read_header
 from lorabake.protocols.adapter import Graft
 from lorabake.recipe import Checked
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from lorabake.adapters import adopt
 from lorabake.base.errors import UserError
 from lorabake.base.events import Events
+from lorabake.base.header import read_header
 from lorabake.formats.hashes import legacy_file_hash
-from lorabake.formats.header import read_header
 from lorabake.formats.kohya import read_lora
 from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import ModelFacts

@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from lorabake.base.errors import Problem, UserError
 from lorabake.base.files import quick_digest
+from lorabake.base.header import PICKLES
 from lorabake.families.networks.config import ClipConfig, UNetConfig, VaeConfig
 from lorabake.families.networks.dit_config import T5Config
 from lorabake.families.networks.flux_layout import t5_config, t5_encoder
@@ -27,7 +28,7 @@ from lorabake.families.networks.sizes import (
     vae_config,
 )
 from lorabake.families.networks.t5_tokenizer import FILES
-from lorabake.families.networks.weights import PICKLES, SHARD, Weights, open_weights, shards
+from lorabake.families.networks.weights import SHARD, Weights, open_weights, shards
 from lorabake.protocols.family import ModelSource
 
 _LDM_UNET = "model.diffusion_model."
