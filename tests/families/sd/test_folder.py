@@ -202,9 +202,9 @@ def spoil_vocabulary(folder: Path) -> None:
         (spoil_extra, ["loss.logvar", "not in the network"]),
         (spoil_twice, ["final_layer_norm.bias", "twice"]),
         (spoil_quantised, ["conv_in.bias", "I8"]),
-        (spoil_cut_short, ["diffusion_pytorch_model.safetensors", "damaged"]),
-        (spoil_empty, ["diffusion_pytorch_model.safetensors", "damaged"]),
-        (spoil_huge_header, ["diffusion_pytorch_model.safetensors", "damaged"]),
+        (spoil_cut_short, ["diffusion_pytorch_model.safetensors", "cut short", "download it again"]),
+        (spoil_empty, ["diffusion_pytorch_model.safetensors", "only 0 bytes"]),
+        (spoil_huge_header, ["diffusion_pytorch_model.safetensors", "header claims"]),
         (spoil_pickle, ["diffusion_pytorch_model.bin", "runs whatever code", "convert"]),
         (spoil_shards, ["shards"]),
         (spoil_json, ["vae", "config.json", "JSON"]),
@@ -275,3 +275,23 @@ def test_a_vae_given_apart_goes_by_what_is_read_of_it(folder: Path, tmp_path: Pa
     assert inspect_model(folder, vae=other / "vae").digest == was
     edit(other / VAE, lambda tensors: tensors["decoder.conv_in.bias"].add_(1))
     assert inspect_model(folder, vae=other).digest != was
+
+
+def test_only_the_embedded_model_is_called_pocket(tmp_path: Path) -> None:
+    """Whatever the folder around a model is called."""
+    mine = Path(shutil.copytree(POCKET_MODEL, tmp_path / "pocket" / "model"))
+    assert inspect_model(mine).name == "model" and inspect_model(POCKET_MODEL).name == "pocket"
+    (tmp_path / "link").symlink_to(POCKET_MODEL)
+    assert inspect_model(tmp_path / "link").name == "pocket"
+
+
+@pytest.mark.parametrize("side", [0, -1, 4097, True, "64", 64.0])
+def test_a_size_that_is_none_is_refused(folder: Path, side: object) -> None:
+    edit_json(folder / "unet" / "config.json", sample_size=side)
+    with pytest.raises(UserError, match="a whole number of latent cells was expected"):
+        inspect_model(folder)
+
+
+def test_a_size_that_is_not_said_is_the_usual_one(folder: Path) -> None:
+    edit_json(folder / "unet" / "config.json", sample_size=None)
+    assert inspect_model(folder).resolution == 64 * inspect_model(folder).latent_scale

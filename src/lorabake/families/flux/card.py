@@ -29,7 +29,7 @@ from lorabake.families.networks.config import ClipConfig, VaeConfig
 from lorabake.families.networks.dit_config import FluxConfig, T5Config
 from lorabake.families.networks.flow_schedule import shift_of
 from lorabake.families.networks.flux_layout import flux_diffusers, flux_own, flux_own_config
-from lorabake.families.networks.layouts import classic_clip, diffusers_vae
+from lorabake.families.networks.layouts import classic_clip
 from lorabake.families.networks.t5_tokenizer import T5Tokenizer
 from lorabake.families.networks.t5_vocabulary import t5_tokenizer
 from lorabake.families.networks.tokenizer import ClipTokenizer
@@ -132,9 +132,7 @@ def _in_folder(source: ModelSource) -> FluxParts | None:
         if clip
         else folder_part(folder / "text_encoder", ClipConfig.from_json, classic_clip()),
         text_encoder_2=find_t5(given.t5 or folder / "text_encoder_2"),
-        vae=find_vae(source.vae, SCALE, SHIFT)
-        if source.vae
-        else folder_part(folder / "vae", VaeConfig.from_json, diffusers_vae),
+        vae=find_vae(source.vae or folder / "vae", SCALE, SHIFT),
         scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
         tokenizer_folder=folder / "tokenizer",
         tokenizer_2=given.tokenizer or folder / "tokenizer_2",

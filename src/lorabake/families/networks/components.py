@@ -277,6 +277,20 @@ def folder_part(
     return Component(sizes, open_weights(*shards(file)), rename, values)
 
 
+def latent_side(values: Mapping[str, Any], path: Path, usual: int) -> int:
+    """Side, in latent cells, of the pictures that a U-Net was trained on; ``usual`` where its ``config.json``, read from ``path``, does not say.
+
+    Raises:
+        UserError: it says something that is no such number.
+    """
+    side = values.get("sample_size")
+    if side is None:
+        return usual
+    if not isinstance(side, int) or isinstance(side, bool) or not 1 <= side <= 4096:
+        raise UserError(f"{path}: sample_size is {side!r}; a whole number of latent cells was expected.")
+    return side
+
+
 def folder_problems(folder: Path, networks: Sequence[str], folders: Sequence[str]) -> list[Problem]:
     """All that is missing in a diffusers folder, at once.
 
