@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,10 +83,6 @@ class Recipe:
             "sample": plain(self.sample),
             "output": plain(self.output),
         }
-
-    def fingerprint(self) -> str:
-        """sha256 of the settings; equal recipes have equal ones."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: dict[str, dict[str, Any]]) -> list[tuple[str, Any, Any]]:
         """Dotted settings in which ``other`` (a ``to_dict``) differs: name, ours, theirs."""
