@@ -260,7 +260,7 @@ def test_a_large_model_is_read(tmp_path: Path) -> None:
 def test_what_is_called_a_pickle_is_told_so_unless_it_is_none(tmp_path: Path) -> None:
     path = tmp_path / "model.ckpt"
     path.write_bytes(b"x")
-    with pytest.raises(UserError, match="is a pickle, and loading one runs whatever code is in it"):
+    with pytest.raises(UserError, match="is a pickle, which is not opened: loading one runs whatever code is in it"):
         read_header(path)
     path.write_bytes(file_bytes({"a": tensor()}, bytes(4)))
     assert list(read_header(path).tensors) == ["a"]

@@ -63,7 +63,7 @@ _CUT_SHORT = "Copy or download it again."
 _DAMAGED = "Save it again with the tool it came from, or get it again from where it was published."
 _WEB_PAGE = ("it is a web page", "The download led to a page; download the file itself.")
 _PICKLE = (
-    "it is a pickle, and loading one runs whatever code is in it",
+    "it is a pickle, which is not opened: loading one runs whatever code is in it",
     (
         'Get the same as .safetensors, or convert it with `python -c "import sys, torch, safetensors.torch as s; '
         "w = torch.load(sys.argv[1], map_location='cpu', weights_only=True); w = w.get('state_dict', w); "
