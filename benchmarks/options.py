@@ -152,10 +152,10 @@ def _score(file: Path) -> dict[str, Any]:
 
 def _draw(file: Path, folder: Path) -> None:
     from lorabake.families import load_model
+    from lorabake.recipe.prompts import line_to_prompt
     from lorabake.sampling.apply import apply_lora
     from lorabake.sampling.draw import draw
     from lorabake.sampling.infotext import save_png
-    from lorabake.recipe.prompts import line_to_prompt
 
     model = load_model("pocket")
     apply_lora(model, file, 1.0)

@@ -176,6 +176,7 @@ def generate(
     Raises:
         UserError: a model, a file or a prompt is not what it should be, or there is no such device.
     """
+    from lorabake.base.header import read_header
     from lorabake.families import inspect_model, load_on
     from lorabake.sampling.apply import apply_lora
     from lorabake.sampling.draw import draw
@@ -190,7 +191,10 @@ def generate(
     for path, weight in files:
         apply_lora(model, path, weight)
     pictures = draw(model, chosen, progress=progress)
-    used, extra = tuple(UsedLora(path.stem, weight) for path, weight in files), infotext_extra(options)
+    used, extra = (
+        tuple(UsedLora(path.stem, weight, read_header(path).payload_sha256[:12]) for path, weight in files),
+        infotext_extra(options),
+    )
     for picture, prompt in zip(pictures, chosen, strict=True):
         picture.info["parameters"] = write(Infotext(prompt.on(facts), facts.name, loras=used, extra=extra))
     return pictures

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorabake.base.cards import Settings
-from lorabake.base.units import Duration, Epochs, Steps, Stretch
+from lorabake.base.units import Duration, Epochs, Stretch
 
 
 class Length(Settings):
@@ -24,10 +24,10 @@ class Length(Settings):
     [
         ("8 epochs", Epochs(8)),
         ("1 epoch", Epochs(1)),
-        ("2400 steps", Steps(2400)),
-        ("1 step", Steps(1)),
-        ("  12steps ", Steps(12)),
-        (Steps(3), Steps(3)),
+        ("2400 steps", Duration(2400, "steps")),
+        ("1 step", Duration(1, "steps")),
+        ("  12steps ", Duration(12, "steps")),
+        (Duration(3, "steps"), Duration(3, "steps")),
     ],
 )
 def test_parse(text: Any, expected: Duration) -> None:
@@ -58,7 +58,7 @@ def test_written_and_read_back(count: int, unit: Any) -> None:
 
 def test_in_steps() -> None:
     assert Epochs(3).steps(7) == 21
-    assert Steps(3).steps(7) == 3
+    assert Duration(3, "steps").steps(7) == 3
 
 
 class Part(Settings):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lorabake.base.units import Epochs, Steps
+from lorabake.base.units import Duration, Epochs
 from lorabake.dataset.caption import (
     CaptionConfig,
     Moment,
@@ -178,7 +178,7 @@ every_option = st.builds(
     keep_tokens=st.integers(0, 3),
     secondary_separator=st.sampled_from([None, ";;", ";"]),
     wildcards=st.booleans(),
-    token_warmup=st.sampled_from([None, Steps(7)]),
+    token_warmup=st.sampled_from([None, Duration(7, "steps")]),
     token_warmup_min=st.integers(0, 3),
     tag_dropout=st.sampled_from([0.0, 0.5]),
     prefix=st.sampled_from(["", "p,", "{p|q},"]),
@@ -221,10 +221,10 @@ def test_each_option_draws_from_its_own_stream(text: str, config: CaptionConfig,
         shown = caption_for_step(text, changed, random.Random(seed), moment)
         return [tag.strip() for tag in shown.split(",") if tag.strip()]
 
-    on = tags(shuffle=True, tag_dropout=0.5, token_warmup=Steps(7))
-    assert Counter(on) == Counter(tags(shuffle=False, tag_dropout=0.5, token_warmup=Steps(7)))
+    on = tags(shuffle=True, tag_dropout=0.5, token_warmup=Duration(7, "steps"))
+    assert Counter(on) == Counter(tags(shuffle=False, tag_dropout=0.5, token_warmup=Duration(7, "steps")))
     for fewer in ({"tag_dropout": 0.0}, {"token_warmup": None}):
-        more = iter(tags(**{"shuffle": True, "tag_dropout": 0.5, "token_warmup": Steps(7), **fewer}))
+        more = iter(tags(**{"shuffle": True, "tag_dropout": 0.5, "token_warmup": Duration(7, "steps"), **fewer}))
         assert all(tag in more for tag in on)  # a subsequence: nothing else moved
 
 
@@ -237,7 +237,7 @@ def test_every_nth_epoch_is_without_captions(config: CaptionConfig, epoch: int, 
 
 
 def test_tags_come_in_one_after_the_other() -> None:
-    config = CaptionConfig(token_warmup=Steps(8), token_warmup_min=1, keep_tokens=1)
+    config = CaptionConfig(token_warmup=Duration(8, "steps"), token_warmup_min=1, keep_tokens=1)
     shown = [caption_for_step(TEXT, config, random.Random(0), Moment(step, 1, 8)) for step in range(10)]
     # kohya: floor(step * (flexible - min) / N) + min of the four flexible tags
     assert [len(text.split(", ")) - 1 for text in shown] == [1, 1, 1, 2, 2, 2, 3, 3, 4, 4]
@@ -246,7 +246,7 @@ def test_tags_come_in_one_after_the_other() -> None:
 
 
 def test_a_warm_up_of_more_tags_than_there_are() -> None:
-    config = CaptionConfig(token_warmup=Steps(8), token_warmup_min=50)
+    config = CaptionConfig(token_warmup=Duration(8, "steps"), token_warmup_min=50)
     assert caption_for_step(TEXT, config, random.Random(0), Moment(0, 1, 8)) == TEXT
 
 
@@ -319,7 +319,7 @@ def test_what_cannot_be_is_refused(given_: dict, what: str) -> None:
 def test_more_idle_settings() -> None:
     (told,) = idle_settings(CaptionConfig(token_warmup_min=3))
     assert told == "token_warmup_min = 3 does nothing without token_warmup."
-    assert not idle_settings(CaptionConfig(keep_tokens=1, token_warmup=Steps(3), token_warmup_min=3))
+    assert not idle_settings(CaptionConfig(keep_tokens=1, token_warmup=Duration(3, "steps"), token_warmup_min=3))
     told = idle_settings(CaptionConfig(caption_dropout=1, shuffle=True, prefix="a"))
     assert [text.split()[0] for text in told] == ["shuffle", "prefix"]
 

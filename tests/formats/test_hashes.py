@@ -7,7 +7,9 @@ import safetensors.torch
 import torch
 
 from lorabake.base.errors import UserError
-from lorabake.formats.hashes import file_hashes, legacy_file_hash, legacy_hash, model_hash, with_hashes
+from lorabake.base.files import sha256_file
+from lorabake.base.header import read_header
+from lorabake.formats.hashes import legacy_file_hash, legacy_hash, model_hash, with_hashes
 from lorabake.formats.safetensors_file import write
 
 NOTHING = hashlib.sha256(b"").hexdigest()
@@ -61,12 +63,11 @@ def test_metadata_changes_autov2_and_not_autov3(tmp_path: Path) -> None:
     tensors = {"w": torch.ones(400_000)}
     write(tmp_path / "a.safetensors", tensors, {"title": "one"})
     write(tmp_path / "b.safetensors", tensors, {"title": "one and a half"})
-    a, b = file_hashes(tmp_path / "a.safetensors"), file_hashes(tmp_path / "b.safetensors")
-    data = (tmp_path / "a.safetensors").read_bytes()
-    assert a.sha256 == hashlib.sha256(data).hexdigest()
-    assert a.autov1 == hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
-    assert a.autov2 == a.sha256[:10] != b.autov2
-    assert a.autov3 == b.autov3 == model_hash(tensors)[:12]
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    data = a.read_bytes()
+    assert legacy_file_hash(a) == hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
+    assert sha256_file(a) == hashlib.sha256(data).hexdigest() != sha256_file(b)
+    assert read_header(a).payload_sha256 == read_header(b).payload_sha256 == model_hash(tensors)
 
 
 def test_missing_file(tmp_path: Path) -> None:

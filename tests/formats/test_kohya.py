@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lorabake.base.errors import UserError
+from lorabake.base.header import read_header
 from lorabake.formats.hashes import model_hash
-from lorabake.formats.header import read_header
-from lorabake.formats.kohya import SUFFIXES, LoraFile, from_diffusers, has_dora, network_type, read_lora, write_lora
+from lorabake.formats.kohya import SUFFIXES, LoraFile, from_diffusers, network_type, read_lora, write_lora
 from lorabake.formats.safetensors_file import read_tensors, write
 
 KEY = "lora_unet_mid_block_attentions_0_proj_in"
@@ -101,12 +101,6 @@ def test_mixed_files_are_what_most_layers_are() -> None:
     norms = {f"n{i}": layer("norm") for i in range(5)}
     assert network_type({**norms, "a": layer("lokr"), "b": layer("lokr"), "c": layer("full")}) == "lokr"
     assert network_type(norms) == "norm"
-
-
-def test_dora() -> None:
-    plain = {"lora_down.weight": torch.ones(4, 8), "lora_up.weight": torch.ones(8, 4)}
-    assert not has_dora({"a": plain})
-    assert has_dora({"a": plain, "b": plain | {"dora_scale": torch.ones(8, 1)}})
 
 
 DOWN, UP = torch.ones(4, 8), torch.ones(8, 4)

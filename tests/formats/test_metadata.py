@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorabake.formats.hashes import model_hash
-from lorabake.formats.metadata import ModelSpec, TrainingFacts, base_name, lora_metadata, training_metadata
+from lorabake.formats.hashes import model_hash, with_hashes
+from lorabake.formats.metadata import TrainingFacts, base_name, training_metadata
 
 BUCKETS = {"buckets": {"0": {"resolution": [512, 512], "count": 200}}, "mean_img_ar_error": 0.0}
 
@@ -98,11 +98,12 @@ def test_every_fact_is_written() -> None:
         "start_from": "lorabake_start_from",
         "architecture": "modelspec.architecture",
         "prediction_type": "modelspec.prediction_type",
-        "spec": "modelspec.implementation",
+        "implementation": "modelspec.implementation",
+        "timestep_range": "modelspec.timestep_range",
     }
     names = {item.name for item in dataclasses.fields(TrainingFacts)}
     of_flow: dict[str, Any] = {"timestep_sampling": "shift", "model_prediction_type": "raw"} | dict.fromkeys(
-        ("sigmoid_scale", "discrete_flow_shift", "logit_mean", "logit_std", "guidance_scale", "t5xxl_max_token_length"),
+        ("sigmoid_scale", "discrete_flow_shift", "logit_mean", "logit_std", "t5xxl_max_token_length"),
         1.0,
     )
     given_all = facts(
@@ -117,6 +118,7 @@ def test_every_fact_is_written() -> None:
         lr_scheduler_args={"d": 0.5},
         ema_decay=0.99,
         start_from="a.safetensors 0",
+        timestep_range="250,960",
         **of_flow,
     )
     assert not {f"ss_{name}" for name in of_flow} & training_metadata(facts()).keys()
@@ -131,19 +133,16 @@ def test_nothing_tells_two_equal_runs_apart() -> None:
     assert training_metadata(other_order) == training_metadata(facts())
 
 
-def test_spec_and_comment() -> None:
-    spec = ModelSpec(title="Mira", author="A", license="CC0-1.0", date="2025-01-02", timestep_range="0,500")
-    metadata = training_metadata(facts(spec=spec, training_comment="first try"))
-    assert metadata["modelspec.title"] == "Mira"
-    assert metadata["modelspec.date"] == "2025-01-02"
+def test_timesteps_and_comment() -> None:
+    metadata = training_metadata(facts(timestep_range="0,500", training_comment="first try"))
     assert metadata["modelspec.timestep_range"] == "0,500"
     assert metadata["ss_training_comment"] == "first try; trigger words: mira, red scarf"
-    assert "modelspec.description" not in metadata
+    assert "modelspec.timestep_range" not in training_metadata(facts())
 
 
 def test_hashes_come_last() -> None:
     tensors = {"lora_unet_x.alpha": torch.tensor(1.0)}
-    metadata = lora_metadata(facts(), tensors)
+    metadata = with_hashes(training_metadata(facts()), tensors)
     assert list(metadata)[-2:] == ["sshs_model_hash", "sshs_legacy_hash"]
     assert metadata["sshs_model_hash"] == model_hash(tensors)
     assert all(isinstance(value, str) for value in metadata.values())
@@ -186,7 +185,6 @@ def test_no_folder_of_the_maker_is_published(home: str, before: str, after: str)
             dataset_dirs={f"{home}10_mira": {"n_repeats": 10, "img_count": 20}},
             tag_frequency={f"{home}10_mira": {"mira": 20}},
             bucket_info={"from": path},
-            spec=ModelSpec(description=prose, usage_hint=path, merged_from=path),
         )
     )
     assert not [value for value in metadata.values() if "ann" in value]
@@ -205,7 +203,7 @@ def test_no_folder_of_the_maker_is_published(home: str, before: str, after: str)
     ],
 )
 def test_texts_that_are_no_paths_are_kept(text: str) -> None:
-    assert training_metadata(facts(spec=ModelSpec(description=text)))["modelspec.description"] == text
+    assert training_metadata(facts(trigger_words=(), training_comment=text))["ss_training_comment"] == text
 
 
 def test_folders_of_the_same_name_are_both_counted() -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lorabake.base.errors import CorruptFile, UserError
+from lorabake.base.header import read_header
 from lorabake.formats import safetensors_file
-from lorabake.formats.header import read_header
 from lorabake.formats.safetensors_file import blocks, read_tensors, write
 
 DTYPES = [

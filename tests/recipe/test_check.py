@@ -178,7 +178,7 @@ def test_the_same_recipe_from_anywhere(recipe_file: Write, tmp_path: Path, monke
     for here in (path.parent, tmp_path):
         monkeypatch.chdir(here)
         seen.append(check(Path(os.path.relpath(path))).recipe)
-    assert seen[0] == seen[1] and seen[0].fingerprint() == seen[1].fingerprint()
+    assert seen[0] == seen[1] and seen[0].to_dict() == seen[1].to_dict()
 
 
 def test_values_count_from_the_current_folder(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lorabake.base.errors import UserError
-from lorabake.recipe.prompts import Prompt
-from lorabake.sampling.axes import MOST_VALUES, search_replace, seeds, weights
+from lorabake.sampling.axes import MOST_VALUES, seeds, weights
 
 
 def test_weights_and_seeds_are_read() -> None:
@@ -25,17 +24,3 @@ def test_weights_that_are_none_are_refused(text: str) -> None:
 def test_seeds_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(UserError):
         seeds(text)
-
-
-def test_search_replace_keeps_everything_else() -> None:
-    found = search_replace(Prompt("red hair, red dress", "red sky", seed=3), ["red", "blue"])
-    assert found == [
-        Prompt("red hair, red dress", "red sky", seed=3),
-        Prompt("blue hair, blue dress", "blue sky", seed=3),
-    ]
-
-
-@pytest.mark.parametrize("values", [[], ["green", "blue"], ["", "blue"]])
-def test_search_replace_needs_something_to_replace(values: list[str]) -> None:
-    with pytest.raises(UserError, match="is not in the prompt"):
-        search_replace(Prompt("red hair"), values)

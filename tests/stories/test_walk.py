@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from lorabake.base.header import read_header
 from lorabake.pocket.world import draw, sample
 from lorabake.sampling.infotext import infotext_of
 
@@ -44,6 +45,8 @@ def test_folder_to_grid(lorabake: Shell, tmp_path: Path) -> None:
     )
     said = infotext_of(tmp_path / "one.png")
     assert "kavi, portrait" in said and "Seed: 5" in said and str(tmp_path) not in said
+    weights = read_header(tmp_path / "runs/kavi/checkpoints/kavi.safetensors").metadata["sshs_model_hash"]
+    assert f'Lora hashes: "kavi: {weights[:12]}"' in said
 
     lorabake("grid", "runs/kavi", "--prompt", "kavi --s 2", "--weights", "0.5,1", "--seeds", "1,2")
     with Image.open(tmp_path / "runs" / "kavi" / "grid.png") as grid:

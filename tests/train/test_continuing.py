@@ -12,6 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorabake.recipe import check_values
+from lorabake.sampling.infotext import save_png
+from lorabake.train.continuing import pictures_of
+
 Options = Callable[..., list[str]]
 
 DIE = """
@@ -318,3 +322,33 @@ def test_what_is_no_state(
     done = train(oven, short[0], tmp_path / "new", settings(options, **KEEP), "--from-state", str(run / given), code=2)
     assert told in done.err, done.err
     assert not (tmp_path / "new" / "run.json").exists()
+
+
+def test_folders_of_pictures_may_be_renamed(drawings: Any, tmp_path: Path) -> None:
+    """All names but those of a training folder alone begin with a folder's own; inside of folders they may repeat."""
+    for name, index in (("one", 0), ("two", 1), ("kept", 2), ("more", 3), ("asked", 4)):
+        save_png(drawings[index][0], tmp_path / name / "0.png")
+        (tmp_path / name / "0.txt").write_text(drawings[index][1])
+
+    def pictures(one: str, two: str, kept: str, more: str, asked: str) -> dict[str, str]:
+        data = {
+            "folder": [str(tmp_path / one), str(tmp_path / two)],
+            "regularisation": [str(tmp_path / kept), str(tmp_path / more)],
+        }
+        return pictures_of(check_values({"data": data, "validation": {"folder": str(tmp_path / asked)}}))
+
+    names = ["one", "two", "kept", "more", "asked"]
+    was = pictures(*names)
+    assert list(was) == [
+        "0.png",
+        "folder 2: 0.png",
+        "regularisation: 0.png",
+        "regularisation: folder 2: 0.png",
+        "held out: 0.png",
+    ]
+    for name in names:
+        (tmp_path / name).rename(tmp_path / f"new {name}")
+    assert pictures(*(f"new {name}" for name in names)) == was
+    assert pictures("new two", "new one", *(f"new {name}" for name in names[2:])) != was
+    (tmp_path / "new one").rename(tmp_path / "3_one")
+    assert pictures("3_one", *(f"new {name}" for name in names[1:]))["0.png"] != was["0.png"], "repeats are in the name"

@@ -208,6 +208,42 @@ m._Session._after_step = after
     assert differences(run, expected) == []
 
 
+LIMITS = {
+    "the first of its networks": ("lorabake.train.checkpoint", "write_checkpoint", "unet/diffusion_pytorch_model.safetensors could not be written"),
+    "what is copied": ("lorabake.families.sd.model", "copy_others", "vae/diffusion_pytorch_model.safetensors could not be written"),
+    "what is no file of ours": ("lorabake.train.run", "fingerprint", "Is a directory"),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limits on files")
+@pytest.mark.parametrize("moment", LIMITS)
+def test_a_limit_while_a_whole_model_is_saved(
+    oven: Any, options: Options, dataset: Path, tmp_path: Path, moment: str
+) -> None:
+    where, name, told = LIMITS[moment]
+    limit = f"""
+import resource, signal
+import lorabake.train.run, {where} as m
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+real = m.{name}
+def limited(*arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    if m.__name__ == "lorabake.train.run": open(arguments[0])
+    return real(*arguments)
+m.{name} = limited
+if {name!r} == "write_checkpoint": lorabake.train.run.write_checkpoint = limited
+"""
+    words = [word for word in options(train__length="2 steps", adapter__name="full") if "adapter.rank" not in word]
+    words = [word for word, after in zip(words, [*words[1:], ""], strict=True) if (word, after[:2]) != ("--set", "--")]
+    run = tmp_path / "run"
+    failed = oven.run("train", dataset, "--into", run, *words, before=limit)
+    assert failed.code == 3 and told in failed.err and "Traceback" not in failed.err, failed.err
+    assert moment.startswith("what is no") or "File too large" in failed.err
+    assert "the same command continues" in failed.err and not list(run.rglob("*.part"))
+    assert oven.run("train", dataset, "--into", run, *words).code == 0
+    check_whole_files(run)
+
+
 def test_a_read_only_dataset_trains(oven: Any, options: Options, whole: Any, tmp_path: Path) -> None:
     """Root may write anywhere, so the system's refusal is put on: nothing below the dataset can be made or opened for writing."""
     dataset, expected, _ = whole

@@ -153,6 +153,38 @@ def test_where_it_is_tight_it_is_told(oven: Any, dataset: Path, tmp_path: Path, 
     assert 0.6 * needed(full.err) < used < needed(full.err), "the estimate is near what is written, and not below it"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train__ema": [0.9, 0.99]},
+        {"train__ema": [0.99], "save__keep_state": True},
+    ],
+)
+def test_the_room_that_is_asked_for_is_near_what_is_written(
+    oven: Any, dataset: Path, tmp_path: Path, options: Options, settings: dict[str, Any]
+) -> None:
+    """Averages have files and a place in every state."""
+    words = options(train__length="4 steps", save__every="1 steps", **settings)
+    full = oven.run("train", dataset, "--into", tmp_path / "run", *words, before=with_free(20_000))
+    assert full.code == 2, full.err
+    done = oven.run("train", dataset, "--into", tmp_path / "run", *words)
+    assert done.code == 0, done.err
+    used = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert 0.5 * needed(full.err) < used < needed(full.err), full.err
+
+
+def test_steps_of_many_pictures_have_long_rows_in_the_log(
+    oven: Any, dataset: Path, tmp_path: Path, options: Options
+) -> None:
+    (dataset / "1_mira").rename(dataset / "20_mira")
+    words = options(train__length="6 steps", train__batch_size=6, train__gradient_accumulation=20, adapter__rank=1)
+    asked = oven.run("train", dataset, "--into", tmp_path / "run", *words, before=with_free(1000))
+    told = asked.err.partition("the log of ")[2].split()
+    assert oven.run("train", dataset, "--into", tmp_path / "run", *words).code == 0
+    rows = [line for line in (tmp_path / "run" / "events.jsonl").read_bytes().splitlines() if b'"step"' in line]
+    assert 0.6 < sum(map(len, rows)) / (float(told[0]) * 1e3) < 1, asked.err
+
+
 def test_a_continued_run_needs_only_what_is_missing(oven: Any, dataset: Path, tmp_path: Path, options: Options) -> None:
     words = options(train__length="6 steps", save__every="1 steps")
     asked = oven.run("train", dataset, "--into", tmp_path / "run", *words, before=with_free(10_000))

@@ -18,6 +18,7 @@ from lorabake.families import load_model
 from lorabake.protocols.family import Conditioning, Framing, Model, Prediction
 from lorabake.recipe import Checked, check_values
 from lorabake.train import run
+from lorabake.train.bake import prepare
 from lorabake.train.prediction import check_prediction
 
 Answer = Callable[[Model, Tensor, Tensor, Conditioning], Tensor]
@@ -200,3 +201,17 @@ def test_looking_changes_no_byte_and_is_done_once(
     run.train(recipe, tmp_path / "other", Events())
     one, other = ((tmp_path / name / "checkpoints" / "mira.safetensors").read_bytes() for name in ("one", "other"))
     assert one == other
+
+
+def test_the_adapter_is_on_again_whatever_was_found(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bake = prepare(check_values({"data": {"folder": str(dataset)}, "train": {"device": "cpu"}}), Events())
+
+    def refused(*arguments: object) -> None:
+        assert not bake.graft.training and bake.graft.multiplier == 0
+        raise UserError("another prediction")
+
+    monkeypatch.setattr(run, "check_prediction", refused)
+    bake.graft.multiplier = 0.7
+    with pytest.raises(UserError, match="another prediction"):
+        run._check_base(bake)
+    assert bake.graft.training and bake.graft.multiplier == 0.7

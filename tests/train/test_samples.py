@@ -123,3 +123,13 @@ m.save_png = save
     assert oven.run("train", dataset, "--into", tmp_path / "cut", *words, before=die).code == -9
     run(oven, dataset, tmp_path / "cut", words)
     assert result(tmp_path / "cut").differences(result(tmp_path / "whole")) == []
+
+
+def test_no_room_for_a_temporary_file_ends_nothing(oven: Any, dataset: Path, tmp_path: Path, options: Options) -> None:
+    words = options(
+        train__length="3 steps", save__every="100 steps", sample__every="2 steps", sample__prompts=PROMPTS[:1]
+    )
+    gone = f"import tempfile; tempfile.tempdir = {str(tmp_path / 'gone')!r}"
+    done = oven.run("train", dataset, "--into", tmp_path / "run", *words, before=gone)
+    assert done.code == 0 and "No such file or directory" in done.err, done.err
+    assert (tmp_path / "run" / "checkpoints" / "mira.safetensors").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,14 @@ from safetensors.torch import load_file, save_file
 from lorabake.adapters import adopt, graft, graft_file
 from lorabake.adapters.lora import LoraSettings
 from lorabake.base.errors import Problems, UserError
+from lorabake.base.events import Events
+from lorabake.base.header import read_header
+from lorabake.base.places import POCKET_MODEL
 from lorabake.cli import main  # noqa: F401 - the room is loaded before the model
-from lorabake.families import load_model
-from lorabake.formats.header import read_header
+from lorabake.families import inspect_model, load_model
 from lorabake.formats.kohya import read_lora
+from lorabake.train.checkpoint import hashes_of
+from lorabake.train.starting import _other_base
 
 Options = Callable[..., list[str]]
 PARTS = ("denoiser", "text_encoder")
@@ -199,6 +204,21 @@ def test_another_base_is_told(oven: Any, dataset: Path, tmp_path: Path, options:
     assert done.code == 0, done.err
     notes = [event["text"] for event in map(json.loads, done.out.splitlines()) if event["kind"] == "note"]
     assert any("was trained on 'anything-v5.safetensors' (this one is 'pocket')" in note for note in notes), notes
+
+
+def test_a_base_file_is_told_by_its_hash(tmp_path: Path) -> None:
+    """Whatever the file is called; below 1 MiB hashes say nothing, and names count."""
+    base = tmp_path / "renamed.safetensors"
+    base.write_bytes(b"x" * 0x110000)
+    facts = dataclasses.replace(inspect_model(POCKET_MODEL), path=base, name="renamed")
+    own = {"ss_sd_model_name": "mine", **{f"ss_{key}": value for key, value in hashes_of(facts, Events()).items()}}
+    assert _other_base(own, facts) == ""
+    assert _other_base({**own, "ss_sd_model_hash": "0" * 8}, facts).startswith(
+        "mine (hash 00000000; this one is renamed"
+    )
+    base.write_bytes(b"small")
+    small = {**own, "ss_sd_model_hash": hashes_of(facts, Events())["sd_model_hash"]}
+    assert _other_base(small, facts) == "'mine' (this one is 'renamed')"
 
 
 @pytest.mark.parametrize(

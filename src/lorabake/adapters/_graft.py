@@ -141,22 +141,6 @@ class LayerGraft:
                 found[f"{change.layer.key}.{name}"] = tensor.detach()
         return found
 
-    @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy values in from a file's tensors.
-
-        Raises:
-            UserError: keys or shapes do not match this graft.
-        """
-        own = self.tensors()
-        if odd := sorted(own.keys() ^ tensors.keys()):
-            raise UserError(
-                f"The adapter file does not fit this run's settings: {len(odd)} names differ, such as {', '.join(odd[:3])}."
-            )
-        for name, tensor in own.items():
-            _check_shape(name, tensors[name], tensor)
-            tensor.copy_(tensors[name])
-
     @contextmanager
     def lifted(self) -> Iterator[None]:
         """Off the model for a while; what is grafted meanwhile must come off before."""

@@ -5,7 +5,7 @@ The frozen originals are kept aside, so that taking it off gives the base back b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -63,23 +63,6 @@ class FullGraft:
     def tensors(self) -> dict[str, Tensor]:
         """All trained weights, detached, sharing memory with the live ones."""
         return {name: parameter.detach() for named in self.parameters().values() for name, parameter in named.items()}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy values in.
-
-        Raises:
-            UserError: names or shapes do not match this model.
-        """
-        own = self.tensors()
-        if odd := sorted(own.keys() ^ tensors.keys()):
-            raise UserError(
-                f"The saved weights do not fit this model: {len(odd)} names differ, such as {', '.join(odd[:3])}."
-            )
-        for name, tensor in own.items():
-            if tensors[name].shape != tensor.shape:
-                given, expected = tuple(tensors[name].shape), tuple(tensor.shape)
-                raise UserError(f"The saved weights do not fit this model: '{name}' is {given}, expected {expected}.")
-            tensor.copy_(tensors[name])
 
     def ahead(self) -> AbstractContextManager[None]:
         """Nothing is computed of the weights before a pass."""

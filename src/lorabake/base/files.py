@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +42,22 @@ def write_atomic(path: Path, data: bytes) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, aside; on leaving without an error it becomes ``path`` in one step."""
+    """A path to write to, aside; on leaving without an error it becomes ``path`` in one step, and else it is deleted.
+
+    Raises:
+        UserError: the system refuses to write it (an OSError inside counts).
+    """
     part = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         _fsync(part)
         os.replace(part, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(
             f"{path} could not be written: {error.strerror or error}. What was there before is untouched."
         ) from error
@@ -102,15 +108,15 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def quick_digest(paths: Sequence[Path]) -> str:
-    """sha256 (hex) over the sizes of some files and samples of their bytes: tells models apart without reading gigabytes.
+def quick_digest(files: Iterable[tuple[str, Path]]) -> str:
+    """sha256 (hex) over what some files are called here, their sizes and samples of their bytes: tells models apart without reading gigabytes.
 
     Files up to 8 MiB are read whole, larger ones at 128 evenly spread places of 64 KiB, beginning and end included.
     """
     digest = hashlib.sha256()
-    for path in paths:
+    for name, path in files:
         size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
+        digest.update(f"{name} {size}\n".encode(errors="surrogateescape"))
         with path.open("rb") as file:
             for index in range(128):
                 file.seek(index * max(0, size - _SAMPLE) // 127 if size > 128 * _SAMPLE else index * _SAMPLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -10,10 +11,15 @@ from pathlib import Path
 
 from lorabake.base.errors import UserError
 
+_HELD = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
+"""What the system answers where somebody else holds a lock."""
+
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file ``path``.
+
+    Where the disk has no locks, nobody is kept out.
 
     Args:
         path: the lock file; its folder is made if absent.
@@ -46,7 +52,7 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def holder(path: Path) -> str | None:
-    """Process that holds the lock file ``path``; None if nobody does, whatever is written there.
+    """Process that holds the lock file ``path``; None if nobody does, whatever is written there, or if the disk has no locks.
 
     It is told by trying the lock for an instant: whoever takes a lock that is looked at in this way should take it with ``wait``.
     """
@@ -65,21 +71,27 @@ def _owner(descriptor: int) -> str:
     return os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
 
 
+def _try_lock(descriptor: int, wait: bool) -> bool:
+    """False if somebody else holds it. Disks that know no locks (some network shares) refuse nobody: better to go on than never to start."""
+    try:
+        _lock(descriptor, wait)
+    except OSError as error:
+        return error.errno not in _HELD
+    return True
+
+
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(descriptor: int, wait: bool) -> bool:
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
+    def _lock(descriptor: int, wait: bool) -> None:
+        while True:
+            try:
+                return msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+            except OSError as error:  # LK_LOCK waits for ten seconds at most
+                if not wait or error.errno not in (*_HELD, errno.EDEADLK):
+                    raise
 else:
     import fcntl
 
-    def _try_lock(descriptor: int, wait: bool) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            return False
-        return True
+    def _lock(descriptor: int, wait: bool) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -113,11 +113,6 @@ def Epochs(count: int) -> Duration:
     return Duration(count, "epochs")
 
 
-def Steps(count: int) -> Duration:
-    """``count`` optimizer steps."""
-    return Duration(count, "steps")
-
-
 def size(count: int) -> str:
     """Bytes as people say them."""
     amount, units = float(count), ["B", "kB", "MB", "GB", "TB"]

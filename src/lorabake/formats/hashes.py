@@ -17,25 +17,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lorabake.base.errors import UserError
-from lorabake.base.files import sha256_file
-from lorabake.formats.safetensors_file import blocks, read_header
+from lorabake.formats.safetensors_file import blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LEGACY_WINDOW = (0x100000, 0x110000)
-
-
-class FileHashes(NamedTuple):
-    """A safetensors file's hashes; see the table above."""
-
-    sha256: str
-    autov1: str
-    autov2: str
-    autov3: str
 
 
 def model_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -71,17 +61,6 @@ def with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> d
         "sshs_model_hash": weights,
         "sshs_legacy_hash": legacy_hash(tensors, metadata),
     }
-
-
-def file_hashes(path: Path) -> FileHashes:
-    """All hashes of a safetensors file.
-
-    Raises:
-        UserError: the file is not a well-formed safetensors file.
-    """
-    weights = read_header(path).payload_sha256
-    whole = sha256_file(path)
-    return FileHashes(whole, legacy_file_hash(path), whole[:10], weights[:12])
 
 
 def legacy_file_hash(path: Path) -> str:

@@ -123,11 +123,6 @@ def network_type(layers: Layers) -> str:
     return name
 
 
-def has_dora(layers: Layers) -> bool:
-    """Whether some layer splits magnitude from direction (DoRA)."""
-    return any("dora_scale" in tensors for tensors in layers.values())
-
-
 def _layer_type(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name, suffixes in SUFFIXES.items() if suffixes & tensors.keys()), None)
 

@@ -12,38 +12,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-from lorabake.formats.hashes import with_hashes
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any, Literal
 
 Number = int | float
 Size = tuple[int, int]
 """Width and height in pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """What people say about the model, as ``modelspec.<field>``. A field that is None is left out."""
-
-    implementation: str = "diffusers"
-    """Whose layer names the file follows; other families than SD1/SD2 name another project here."""
-    title: str | None = None
-    """Left out, the output name."""
-    author: str | None = None
-    description: str | None = None
-    license: str | None = None
-    usage_hint: str | None = None
-    tags: str | None = None
-    merged_from: str | None = None
-    thumbnail: str | None = None
-    """A ``data:`` URL."""
-    date: str | None = None
-    """ISO 8601. Only what is given is written, so that equal runs give equal files."""
-    timestep_range: str | None = None
-    """``"first,last"`` when only some timesteps were trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +33,8 @@ class TrainingFacts:
     """Written under its own name."""
     start_from: str | None = None
     """LoRA file that was trained on: its name and the hash of its weights. ``lorabake_start_from``; left out without one."""
-    spec: ModelSpec = field(default_factory=ModelSpec)
-    """Written as ``modelspec.*``."""
+    implementation: str = "diffusers"
+    """``modelspec.implementation``: whose layer names the file follows; other families than SD1/SD2 name another project here."""
 
     # Base model
     base_model_version: str
@@ -108,7 +81,6 @@ class TrainingFacts:
     max_bucket_reso: int | None = None
     bucket_info: Mapping[str, Any] | None = None
     """``{"buckets": {"0": {"resolution": [512, 512], "count": 200}}, "mean_img_ar_error": 0.0}``."""
-    resize_interpolation: str | None = None
     color_aug: bool = False
     flip_aug: bool = False
     random_crop: bool = False
@@ -150,12 +122,12 @@ class TrainingFacts:
     ema_decay: Number | None = None
     """Of the running average of the weights that the file holds; left out without one. kohya's scripts have none."""
     mixed_precision: str = "no"
-    full_fp16: bool = False
     fp8_base: bool = False
-    lowram: bool = False
     seed: int
 
     # Loss and noise
+    timestep_range: str | None = None
+    """``modelspec.timestep_range``: ``"250,960"`` where only timesteps from the first to below the last were trained."""
     prior_loss_weight: Number = 1.0
     min_snr_gamma: Number | None = None
     debiased_estimation: bool = False
@@ -183,7 +155,6 @@ class TrainingFacts:
     logit_mean: Number | None = None
     logit_std: Number | None = None
     model_prediction_type: str | None = None
-    guidance_scale: Number | None = None
     t5xxl_max_token_length: int | None = None
     """Tokens of a caption that T5 read; kohya's scripts have the setting and do not write it."""
 
@@ -192,7 +163,6 @@ class TrainingFacts:
     validation_split: Number = 0.0
     validate_every_n_epochs: int | None = None
     validate_every_n_steps: int | None = None
-    max_validation_steps: int | None = None
 
 
 _WRITTEN_APART = {
@@ -200,7 +170,8 @@ _WRITTEN_APART = {
     "training_comment",
     "lorabake_version",
     "start_from",
-    "spec",
+    "implementation",
+    "timestep_range",
     "architecture",
     "prediction_type",
 }
@@ -211,7 +182,6 @@ _OF_FLOW = [
     "logit_mean",
     "logit_std",
     "model_prediction_type",
-    "guidance_scale",
     "t5xxl_max_token_length",
 ]
 _LEFT_OUT_WHEN_EMPTY = {
@@ -231,13 +201,8 @@ _FILES = {"output_name", "sd_model_name", "vae_name"}
 _BY_FOLDER = {"dataset_dirs", "reg_dataset_dirs", "tag_frequency"}
 
 
-def lora_metadata(facts: TrainingFacts, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Everything a LoRA file says of itself. The hashes, last, are those of ``tensors``, already in the file's type."""
-    return with_hashes(training_metadata(facts), tensors)
-
-
 def training_metadata(facts: TrainingFacts) -> dict[str, str]:
-    """The same without hashes, for files whose weights are not at hand yet."""
+    """Everything a LoRA file says of itself but for the hashes of its weights (:func:`lorabake.formats.hashes.with_hashes`)."""
     metadata = {"lorabake_version": facts.lorabake_version, "ss_training_comment": _comment(facts)}
     if facts.start_from:
         metadata["lorabake_start_from"] = _written(facts.start_from)
@@ -260,13 +225,14 @@ def _model_spec(facts: TrainingFacts) -> dict[str, str]:
     values = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{facts.architecture}/lora",
+        "implementation": facts.implementation,
+        "title": base_name(facts.output_name),
         "resolution": "{}x{}".format(*facts.resolution),
         "prediction_type": facts.prediction_type,
         "encoder_layer": facts.clip_skip,
         "trigger_phrase": ", ".join(facts.trigger_words) or None,
-        **dataclasses.asdict(facts.spec),
+        "timestep_range": facts.timestep_range,
     }
-    values["title"] = values["title"] or base_name(facts.output_name)
     return {f"modelspec.{key}": _written(value) for key, value in values.items() if value is not None}
 
 

@@ -1,7 +1,7 @@
 """Safetensors files: checked before they are read, and written to the same bytes for the same content.
 
 The library's own writer stores metadata in another order in every process; our promise of equal files for equal runs
-needs our own. The format is small: see :mod:`lorabake.formats.header`.
+needs our own. The format is small: see :mod:`lorabake.base.header`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from lorabake.base.errors import CorruptFile, UserError
 from lorabake.base.files import replacing, sha256_file
+from lorabake.base.header import DTYPE_BITS, METADATA, Header, TensorInfo, read_header, render_header
 from lorabake.base.lazy import lazy_module
-from lorabake.formats.header import DTYPE_BITS, METADATA, Header, TensorInfo, read_header, render_header
 
 if TYPE_CHECKING:
     import torch

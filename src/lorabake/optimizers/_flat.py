@@ -23,14 +23,12 @@ class FlatGroup:
         first = next(iter(parameters.values()))
         self.values = nn.Parameter(torch.empty(total, dtype=torch.float32, device=first.device))
         self.values.grad = torch.zeros_like(self.values)
-        self._spans: dict[str, tuple[int, int]] = {}
         self._parameters = tuple(parameters.values())
         start = 0
-        for key, parameter in parameters.items():
+        for parameter in parameters.values():
             end = start + parameter.numel()
             parameter.data = _shaped(self.values.data[start:end], parameter).copy_(parameter.detach())
             parameter.grad = _shaped(self.values.grad[start:end], parameter)
-            self._spans[key] = (start, end)
             start = end
 
     def as_seen(self, sight: Sight) -> list[nn.Parameter]:
@@ -59,11 +57,6 @@ class FlatGroup:
     def zero_gradient(self) -> None:
         """Forget the gradient, in place: the parameters' own gradients are views of it."""
         self.gradient.zero_()
-
-    def not_finite(self) -> list[str]:
-        """Names of parameters whose gradient has a NaN or an infinity."""
-        finite = torch.isfinite(self.gradient)
-        return [key for key, (start, end) in self._spans.items() if not bool(finite[start:end].all())]
 
 
 def _shaped(part: Tensor, like: Tensor) -> Tensor:

@@ -119,10 +119,6 @@ class Graft(Protocol):
         """Everything the file holds: weights and constants by full key."""
         ...
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy values in from a file's tensors (same keys and shapes)."""
-        ...
-
     def ahead(self) -> AbstractContextManager[None]:
         """For one pass forward and backward: what the pass needs of the adapter's weights alone may be computed before it, once."""
         ...

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import MissingExtra, Problem, Problems, UserError
+from lorabake.base.header import read_header
 from lorabake.base.places import expanded
 from lorabake.dataset.buckets import BucketConfig, Placement, bucket_problems
 from lorabake.dataset.caption import CaptionConfig
@@ -17,7 +18,6 @@ from lorabake.dataset.masks import MaskConfig, Masks, read_masks
 from lorabake.dataset.order import RunLength, run_length
 from lorabake.dataset.several import open_datasets
 from lorabake.families import caption_readers, family_card, inspect_model
-from lorabake.formats.header import read_header
 from lorabake.protocols.family import ModelFacts
 from lorabake.recipe.advice import advice
 from lorabake.recipe.checked import Checked

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -134,10 +132,6 @@ class Recipe:
             yield section
             for item in held:
                 yield from (f"{section}.{name}" for name in (["name"] if isinstance(item, str) else _names(item)))
-
-    def fingerprint(self) -> str:
-        """sha256 of the settings; equal recipes have equal ones."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: dict[str, dict[str, Any]]) -> list[tuple[str, Any, Any]]:
         """Dotted settings in which ``other`` (a ``to_dict``) differs: name, ours, theirs."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorabake.base.errors import UserError
-from lorabake.recipe.prompts import Prompt, shortened
+from lorabake.recipe.prompts import shortened
 
 MOST_VALUES = 200
 """Values on one axis; a typo such as ``1-10000`` shall not start a night of drawing."""
@@ -55,25 +53,6 @@ def seeds(text: str) -> tuple[int, ...]:
             )
         found += range(first, min(last, first + MOST_VALUES) + 1)
     return _counted(tuple(found), text)
-
-
-def search_replace(prompt: Prompt, values: Sequence[str]) -> list[Prompt]:
-    """The prompt once for every value, with the first value replaced by it wherever it stands (text and negative).
-
-    Raises:
-        UserError: the first value is not in the prompt.
-    """
-    searched = values[0] if values else ""
-    if not searched or searched not in prompt.text + "\n" + prompt.negative:
-        raise UserError(
-            f"'{shortened(searched)}' is not in the prompt '{shortened(prompt.text)}'. The first value is what is replaced by the others."
-        )
-    return [
-        dataclasses.replace(
-            prompt, text=prompt.text.replace(searched, value), negative=prompt.negative.replace(searched, value)
-        )
-        for value in values
-    ]
 
 
 def _weight(part: str, text: str) -> float:

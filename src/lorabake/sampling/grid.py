@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +20,7 @@ SMALLEST_CELL = 160
 LONGEST_SIDE = 16383
 """Sides of a WebP picture; larger grids are scaled down to it."""
 
-_PAPER, _PLACE, _HAIRLINE, _ACCENT = "#ffffff", "#f1f1f3", "#dcdde2", "#d9480f"
+_PAPER, _PLACE, _HAIRLINE = "#ffffff", "#f1f1f3", "#dcdde2"
 _TITLE, _NAME, _LABEL, _FOOTER = Style(26, "#17181c"), Style(14, "#8a8d96"), Style(17, "#26282e"), Style(13, "#8a8d96")
 _MARGIN, _GUTTER, _GROUP_GAP, _LABEL_GAP = 28, 6, 22, 12
 _ROW_LABEL_WIDTH = (40, 220)
@@ -51,7 +51,6 @@ def compose(
     title: str = "",
     footer: str = "",
     scale: float | None = None,
-    marked: Collection[tuple[int, int]] = (),
 ) -> Image.Image:
     """A grid with its labels.
 
@@ -59,7 +58,6 @@ def compose(
         cells: pictures by (row, column); each is fitted into the size of the largest. Places without one stay grey.
         rows, columns: labels, and where groups begin (the base model's row, say).
         scale: size of a cell relative to its picture; None enlarges small pictures by a whole factor and leaves others alone.
-        marked: cells to frame, such as the recommended one.
 
     Raises:
         UserError: there is no picture, no row or column, a cell outside them, or a scale that is not above 0.
@@ -79,8 +77,6 @@ def compose(
                 shown = _fit(picture, layout.cell)
                 sheet.paste(shown, (x + (width - shown.width) // 2, y + (tall - shown.height) // 2))
             canvas.rectangle((x - 1, y - 1, x + width, y + tall), outline=_HAIRLINE)
-            if (row, column) in marked:
-                canvas.rectangle((x - 4, y - 4, x + width + 3, y + tall + 3), outline=_ACCENT, width=4)
     if max(sheet.size) > LONGEST_SIDE:
         sheet.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     return sheet

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lorabake.base.errors import UserError
+from lorabake.base.header import read_header
 from lorabake.families import caption_readers, family_card
-from lorabake.formats.header import read_header
 from lorabake.protocols.family import MOST_T5_TOKENS, ModelFacts, TextOption, TextOptions
 from lorabake.recipe.prompts import Prompt, shortened
 

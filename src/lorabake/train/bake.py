@@ -34,6 +34,7 @@ from lorabake.recipe.sections import TrainSettings
 from lorabake.train.asked import Asked
 from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, CudaGraphs, Inputs
+from lorabake.train.checkpoint import hashes_of
 from lorabake.train.latents import View, cached_latents, fresh_latent
 from lorabake.train.loop import Bake, loss_of
 from lorabake.train.masks import MaskInputs, masks_of, weights
@@ -124,6 +125,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         started_from=started_from,
         idle=idle,
         scale=scale,
+        hashes=hashes_of(checked.facts, events),
     )
 
 

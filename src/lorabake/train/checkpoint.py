@@ -10,14 +10,23 @@ from typing import Any, cast
 
 import lorabake
 from lorabake.base.cards import find
+from lorabake.base.events import Events
+from lorabake.base.files import sha256_file
+from lorabake.base.units import size
 from lorabake.dataset.folder import Sample
+from lorabake.formats.hashes import legacy_file_hash
 from lorabake.formats.kohya import write_lora
-from lorabake.formats.metadata import ModelSpec, TrainingFacts, training_metadata
+from lorabake.formats.metadata import TrainingFacts, training_metadata
+from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.optimizers.schedules import ScheduleCard, ScheduleSettings
+from lorabake.protocols.family import ModelFacts
 from lorabake.protocols.optimizer import OptimizerSettings
 from lorabake.recipe import Checked, Recipe
 from lorabake.train.awake import awake
 from lorabake.train.loop import Bake
+
+_LONG_TO_HASH = 1_000_000_000
+"""Bytes of a file from which on hashing it is told."""
 
 
 def checkpoint_name(name: str, bake: Bake, step: int) -> str:
@@ -60,13 +69,15 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         start_from=bake.started_from,
         base_model_version=facts.base_version,
         architecture=facts.architecture,
-        spec=ModelSpec(implementation=facts.implementation),
+        implementation=facts.implementation,
+        timestep_range=_timestep_range(recipe),
+        **bake.hashes,
         v2=facts.base_version.startswith("sd_v2"),
         prediction_type=None if facts.prediction == "flow" else facts.prediction,
         sd_model_name=facts.name,
         network_module=bake.graft.card.network_module,
         num_train_images=sum(sample.repeats for sample in checked.samples),
-        num_batches_per_epoch=bake.steps_per_epoch * train.gradient_accumulation,
+        num_batches_per_epoch=checked.length.batches_per_epoch,
         num_reg_images=sum(regularisation.turns.repeats) if regularisation else 0,
         num_validation_images=len(checked.held_out.samples) if checked.held_out else 0,
         **_validation(checked),
@@ -135,6 +146,35 @@ def _optimizer(checked: Checked, bake: Bake) -> str:
     return f"{type(bake.optimizer).__module__}.{type(bake.optimizer).__name__}({made_with})"
 
 
+def hashes_of(facts: ModelFacts, events: Events) -> dict[str, str]:
+    """What files say of the base model's and the VAE's own files: other tools find them by it. Reads them whole; folders have no hashes."""
+    found: dict[str, str] = {}
+    if facts.path.is_file():
+        found = {"sd_model_hash": legacy_file_hash(facts.path), "new_sd_model_hash": _whole(facts.path, events)}
+    if facts.vae is not None:
+        found["vae_name"] = facts.vae.name
+        if facts.vae.is_file():
+            found |= {"vae_hash": legacy_file_hash(facts.vae), "new_vae_hash": _whole(facts.vae, events)}
+    return found
+
+
+def _whole(path: Path, events: Events) -> str:
+    if (bytes_in_it := path.stat().st_size) > _LONG_TO_HASH:
+        events.emit(
+            "note",
+            text=f"Hashing {path.name} ({size(bytes_in_it)}), which every file of the run will name: once, some seconds.",
+        )
+    return sha256_file(path)
+
+
+def _timestep_range(recipe: Recipe) -> str | None:
+    """The range that is trained, as kohya's scripts write it; None for all."""
+    settings = recipe.objective.settings
+    if not isinstance(settings, ObjectiveSettings) or (settings.min_timestep, settings.max_timestep) == (0, 1000):
+        return None
+    return f"{settings.min_timestep},{settings.max_timestep}"
+
+
 def _validation(checked: Checked) -> dict[str, Any]:
     """What kohya's scripts say of held-out pictures; nothing where there are none."""
     settings = checked.recipe.validation
@@ -166,7 +206,7 @@ def _bucket_info(checked: Checked) -> dict[str, Any]:
         counts[place.bucket_wh] += sample.repeats
         error += abs(sample.width / sample.height - place.bucket_wh[0] / place.bucket_wh[1])
     buckets = {
-        str(index): {"resolution": list(size), "count": count}
-        for index, (size, count) in enumerate(sorted(counts.items()))
+        str(index): {"resolution": list(bucket), "count": count}
+        for index, (bucket, count) in enumerate(sorted(counts.items()))
     }
     return {"buckets": buckets, "mean_img_ar_error": error / max(1, len(checked.samples))}

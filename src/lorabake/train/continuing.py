@@ -19,8 +19,8 @@ import torch
 import lorabake
 from lorabake.base.errors import UserError
 from lorabake.base.files import sha256_file
+from lorabake.base.header import read_header
 from lorabake.base.runs import Run
-from lorabake.formats.header import read_header
 from lorabake.protocols.adapter import Graft
 from lorabake.recipe import Checked
 
@@ -104,20 +104,37 @@ def lock_of(checked: Checked) -> dict[str, str]:
 def pictures_of(checked: Checked) -> dict[str, str]:
     """A fingerprint of every picture with its caption and repeats, and its mask where masks are used, by name."""
     own, *regularisation = checked.pictures
-    kinds = [("", own), *(("regularisation: ", pictures) for pictures in regularisation)]
+    several = bool(checked.dataset.more_paths)
+    kinds = [("", own, several), *(("regularisation: ", pictures, True) for pictures in regularisation)]
     if checked.held_out:
-        kinds.append(("held out: ", checked.held_out))
+        kinds.append(("held out: ", checked.held_out, several or checked.recipe.validation.folder is not None))
     facts: dict[str, tuple[Any, ...]] = {}
-    for kind, pictures in kinds:
+    folders: dict[str, list[str]] = {}
+    for kind, pictures, labelled in kinds:
         masks = pictures.masks or [None] * len(pictures.samples)
         for sample, mask_HW in zip(pictures.samples, masks, strict=True):  # several where it is seen at several sizes
-            known = facts.setdefault(f"{kind}{sample.name}", (sample.sha256, sample.caption, sample.repeats))
+            name = f"{kind}{_without_label(sample.name, folders.setdefault(kind, [])) if labelled else sample.name}"
+            known = facts.setdefault(name, (sample.sha256, sample.caption, sample.repeats))
             if mask_HW is not None:
                 mask: tuple[Any, ...] = (mask_HW.shape, hashlib.sha256(mask_HW.tobytes()).hexdigest())
                 if checked.recipe.data.augment.varies and sample.mask and not kind.startswith("held"):
                     mask = (sha256_file(sample.mask),)  # other crops show other parts of it
-                facts[f"{kind}{sample.name}"] = known + mask
+                facts[name] = known + mask
     return {name: hashlib.sha256(repr(of_picture).encode()).hexdigest()[:32] for name, of_picture in facts.items()}
+
+
+def _without_label(name: str, folders: list[str]) -> str:
+    """A picture's name without that of the folder it was given in, which may be renamed: with its number instead, from the second on.
+
+    Args:
+        name: as the dataset has it.
+        folders: those that were met before, in their order; added to.
+    """
+    label, _, inside = name.partition("/")
+    if label not in folders:
+        folders.append(label)
+    number = folders.index(label) + 1
+    return inside if number == 1 else f"folder {number}: {inside}"
 
 
 def shapes_of(graft: Graft) -> str:

@@ -14,7 +14,7 @@ def fingerprint(checkpoint: Path) -> str:
     """Tells whether a checkpoint, a file or a folder, is still what was written, whatever its name is (hex)."""
     if checkpoint.is_file():
         return sha256_file(checkpoint)
-    return quick_digest(sorted(path for path in checkpoint.rglob("*") if path.is_file()))
+    return quick_digest((path.name, path) for path in sorted(checkpoint.rglob("*")) if path.is_file())
 
 
 def drop_old(run: Run, keep: int | None, events: Events) -> None:

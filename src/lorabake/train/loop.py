@@ -87,6 +87,8 @@ class Bake:
     """What of the model no step needs: it rests."""
     scale: LossScale | None = None
     """What losses are multiplied by where gradients would be too small for the model's numbers."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """Of the base model's own files, as the run's files name them."""
 
     @property
     def trained(self) -> int:

@@ -122,9 +122,9 @@ def train(
             listeners.listen(TensorBoard(run, refused=lambda why: events.emit("note", text=why)))
         try:
             steps = _Session(checked, bake, run, listeners, stop, samples).go_on(progress, sittings)
-        except UserError as error:
+        except (UserError, OSError) as error:
             raise RunStopped(
-                f"{error} What was saved before is intact: once this is mended, the same command continues."
+                f"{str(error).rstrip('.')}. What was saved before is intact: once this is mended, the same command continues."
             ) from error
     return Outcome(run, steps, bake.total_steps, time.monotonic() - started)
 
@@ -203,12 +203,15 @@ class _Start:
 
 def _check_base(bake: Bake) -> None:
     """Ask the base whether it predicts what it is said to, without the adapter, which may have begun with a file's change."""
-    bake.graft.training, bake.graft.multiplier = False, 0.0
     alike = [index for index, bucket in enumerate(bake.buckets) if bucket == bake.buckets[0]][:ASKED]
     captions = [full_caption(bake.samples[index].caption, bake.recipe.data.captions) for index in alike]
     latents, framings = [bake.latents[index][0] for index in alike], [bake.framings[index][0] for index in alike]
-    check_prediction(bake.model, latents, captions, framings, bake.text)
-    bake.graft.training, bake.graft.multiplier = True, 1.0
+    bake.graft.training = False
+    try:
+        with bake.graft.off():
+            check_prediction(bake.model, latents, captions, framings, bake.text)
+    finally:
+        bake.graft.training = True
     bake.model.rest(bake.idle)
 
 

@@ -59,7 +59,11 @@ class Samples:
             for index, (image, prompt) in enumerate(zip(images, self._prompts, strict=True)):
                 infotext = write(Infotext(prompt, self._checked.facts.name, extra=self._extra))
                 save_png(image, self._run.samples / sample_name(step, index), infotext)
-        except (LorabakeError, RuntimeError) as error:  # a full disk or memory: the LoRA matters more than its samples
+        except (
+            LorabakeError,
+            OSError,
+            RuntimeError,
+        ) as error:  # a full disk or memory: the LoRA matters more than its samples
             listeners.emit("samples_failed", step=step, reason=str(error))
         else:
             log.emit("samples", step=step, count=len(self._prompts))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from torch import Tensor
+
 from lorabake.base.errors import UserError
 from lorabake.base.events import Events
 from lorabake.base.files import free_space
@@ -13,13 +15,17 @@ from lorabake.base.units import size
 from lorabake.protocols.adapter import Graft
 from lorabake.recipe import Checked
 from lorabake.train.loop import Bake
-from lorabake.train.state import states_of
+from lorabake.train.state import owned, states_of
 
 _BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 _PER_TENSOR = 256
 """Bytes of a file's header for each tensor, at most."""
-_PER_STEP = 400
-"""Bytes of the event log for each step, at most."""
+_PER_STEP = 200
+"""Bytes of the event log for each step, at most, but for its pictures."""
+_PER_PICTURE = 25
+"""Bytes of the event log for each picture that a step shows, about."""
+_MOMENTS = 2
+"""Numbers that an optimizer keeps for each weight, where it has none yet to be measured: as many as AdamW."""
 _HEADROOM = 1.25
 """With less room than this times what is needed, people are told."""
 
@@ -38,18 +44,21 @@ def check_space(checked: Checked, bake: Bake, run: Run, step: int, drawings: int
     Raises:
         UserError: it does not fit; with the numbers.
     """
-    save = checked.recipe.save
+    save, train = checked.recipe.save, checked.recipe.train
     every = save.every.steps(bake.steps_per_epoch)
     written = len({*range(every, bake.total_steps, every), bake.total_steps} - set(range(step + 1)))
     kept = min(written, save.keep + 1) if save.keep else written  # the old one goes once the new one is there
+    files = kept * (1 + len(train.ema))  # each average has a file of its own
     checkpoint, state = checkpoint_size(checked, bake.graft), state_size(bake)
     states = max(0, 3 - len(states_of(run.state)))  # two that stay, and one that is being written
+    rows = min(train.batch_size * train.gradient_accumulation, checked.length.images_per_epoch)
+    log = (_PER_STEP + _PER_PICTURE * rows) * (bake.total_steps - step)
     needs = {
-        f"{kept} checkpoint{'s' * (kept != 1)} of {size(checkpoint)}": kept * checkpoint,
+        f"{files} checkpoint{'s' * (files != 1)} of {size(checkpoint)}": files * checkpoint,
         f"{states} states of {size(state)} to continue from": states * state,
         f"a state of {size(state)} beside each checkpoint": kept * state * save.keep_state,
         "sample pictures": 3 * drawings,
-        "the log": _PER_STEP * (bake.total_steps - step),
+        f"the log of {size(log)}": log,
     }
     needed, free = sum(needs.values()), free_space(run.folder)
     if needed * _HEADROOM <= free:
@@ -74,9 +83,16 @@ def checkpoint_size(checked: Checked, graft: Graft) -> int:
 
 
 def state_size(bake: Bake) -> int:
-    """About how many bytes a state has: the weights and, where the optimizer has not told yet, two moments for each of them."""
-    weights = sum(group.values.numel() for group in bake.groups)
-    return (1 << 12) + 12 * weights
+    """About how many bytes a state has: weights, averages and what the optimizer keeps; before its first step, what AdamW would keep."""
+    needed = 1 << 12
+    for average in bake.averages.tensors().values() if bake.averages else ():
+        needed += _PER_TENSOR + average.nbytes
+    for group, param_group, state in owned(bake.groups, bake.optimizer, bake.beside):
+        needed += _PER_TENSOR + group.values.nbytes
+        for parameter in param_group["params"]:
+            kept = [value for value in state.get(parameter, {}).values() if isinstance(value, Tensor)]
+            needed += sum(_PER_TENSOR + value.nbytes for value in kept) or _MOMENTS * (_PER_TENSOR + parameter.nbytes)
+    return needed
 
 
 def _size_on_disk(path: Path) -> int:

@@ -7,12 +7,15 @@ from pathlib import Path
 from lorabake.adapters import adopt
 from lorabake.base.errors import UserError
 from lorabake.base.events import Events
+from lorabake.base.header import read_header
 from lorabake.formats.hashes import legacy_file_hash
-from lorabake.formats.header import read_header
 from lorabake.formats.kohya import read_lora
 from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import ModelFacts
 from lorabake.sampling.apply import adapter_of
+
+_OF_NOTHING = "e3b0c442"
+"""What files below 1 MiB have for a hash; it tells nothing apart."""
 
 
 def start_from_file(path: Path, graft: Graft, facts: ModelFacts, events: Events) -> str:
@@ -40,7 +43,7 @@ def _other_base(metadata: dict[str, str], facts: ModelFacts) -> str:
     """The base that the file says it was trained on, if it is not this one; by hash where both have one, else by name."""
     name = metadata.get("ss_sd_model_name", "")
     told = metadata.get("ss_sd_model_hash", "None")
-    if told != "None" and facts.path.is_file():
+    if told not in ("None", _OF_NOTHING) and facts.path.is_file():
         found = legacy_file_hash(facts.path)
         return "" if told == found else f"{name or 'a base'} (hash {told}; this one is {facts.name}, {found})"
     stems = Path(name).name.removesuffix(".safetensors"), facts.name.removesuffix(".safetensors")

@@ -49,7 +49,7 @@ def save_state(
     kept = _Kept()
     for name, average in averages.tensors().items() if averages else ():
         kept.put(name, {"values": average}, groups[0].values.device)
-    for group, param_group, state in _owned(groups, optimizer, beside):
+    for group, param_group, state in owned(groups, optimizer, beside):
         home = group.values.device
         kept.put(group.name, {"values": group.values}, home)
         kept.put(f"{group.name}.group", {name: param_group[name] for name in param_group if name != "params"}, home)
@@ -123,12 +123,12 @@ def read_state(
     found = kept.by_place(groups[0].values.device)
     for name, average in averages.tensors().items() if averages else ():
         average.copy_(found[name]["values"])
-    for group, param_group, state in _owned(groups, optimizer, beside):
+    for group, param_group, state in owned(groups, optimizer, beside):
         _restore(found, group, param_group, state)
     return Progress(told["step"], told["log_size"])
 
 
-def _owned(
+def owned(
     groups: Sequence[FlatGroup], optimizer: Optimizer, beside: Beside | None
 ) -> Iterator[tuple[FlatGroup, dict[str, Any], MutableMapping[Tensor, dict[str, Any]]]]:
     """Every group that is stepped on, with what its optimizer keeps of it: by group, and by weight."""

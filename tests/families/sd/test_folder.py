@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lorabake.base.errors import Problems, UserError
 from lorabake.base.places import POCKET_MODEL
-from lorabake.families import load_model
+from lorabake.families import inspect_model, load_model
 from lorabake.families.sd.model import SDModel
 
 UNET, TEXT, VAE = (
@@ -130,7 +130,7 @@ def test_a_variant_is_read_when_it_is_alone_or_asked_for(folder: Path) -> None:
 
 def test_loading_does_not_import_the_compiler() -> None:
     code = (
-        "import sys; from lorabake.families import load_model; load_model('pocket');"
+        "import sys; from lorabake.families import inspect_model, load_model; load_model('pocket');"
         "print(*{'torch._dynamo', 'diffusers', 'transformers'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
@@ -202,9 +202,9 @@ def spoil_vocabulary(folder: Path) -> None:
         (spoil_extra, ["loss.logvar", "not in the network"]),
         (spoil_twice, ["final_layer_norm.bias", "twice"]),
         (spoil_quantised, ["conv_in.bias", "I8"]),
-        (spoil_cut_short, ["diffusion_pytorch_model.safetensors", "damaged"]),
-        (spoil_empty, ["diffusion_pytorch_model.safetensors", "damaged"]),
-        (spoil_huge_header, ["diffusion_pytorch_model.safetensors", "damaged"]),
+        (spoil_cut_short, ["diffusion_pytorch_model.safetensors", "cut short", "download it again"]),
+        (spoil_empty, ["diffusion_pytorch_model.safetensors", "only 0 bytes"]),
+        (spoil_huge_header, ["diffusion_pytorch_model.safetensors", "header claims"]),
         (spoil_pickle, ["diffusion_pytorch_model.bin", "runs whatever code", "convert"]),
         (spoil_shards, ["shards"]),
         (spoil_json, ["vae", "config.json", "JSON"]),
@@ -245,3 +245,53 @@ def test_a_whole_set_of_shards_is_one_network(folder: Path) -> None:
         save_file(dict(part), folder / f"unet/diffusion_pytorch_model-{number:05d}-of-00002.safetensors")
     given = folder_model(folder).unet.state_dict()
     assert all(torch.equal(given[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_folder_goes_by_what_is_read_of_it(folder: Path, tmp_path: Path) -> None:
+    was = inspect_model(folder).digest
+    for name in ("notes.txt", "settings.json", "unet/training.json", "samples/config.json", "vae/README.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert inspect_model(moved).digest == was
+    edit(moved / VAE, lambda tensors: tensors["decoder.conv_in.bias"].add_(1))
+    assert inspect_model(moved).digest != was
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_another_vocabulary_is_another_model(folder: Path, file: str) -> None:
+    was = inspect_model(folder).digest
+    with (folder / "tokenizer" / file).open("a") as written:
+        written.write(" ")
+    assert inspect_model(folder).digest != was
+
+
+def test_a_vae_given_apart_goes_by_what_is_read_of_it(folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    was = inspect_model(folder, vae=other).digest
+    assert was != inspect_model(folder).digest
+    edit(other / UNET, lambda tensors: tensors["conv_in.bias"].add_(1))
+    assert inspect_model(folder, vae=other).digest == was
+    assert inspect_model(folder, vae=other / "vae").digest == was
+    edit(other / VAE, lambda tensors: tensors["decoder.conv_in.bias"].add_(1))
+    assert inspect_model(folder, vae=other).digest != was
+
+
+def test_only_the_embedded_model_is_called_pocket(tmp_path: Path) -> None:
+    """Whatever the folder around a model is called."""
+    mine = Path(shutil.copytree(POCKET_MODEL, tmp_path / "pocket" / "model"))
+    assert inspect_model(mine).name == "model" and inspect_model(POCKET_MODEL).name == "pocket"
+    (tmp_path / "link").symlink_to(POCKET_MODEL)
+    assert inspect_model(tmp_path / "link").name == "pocket"
+
+
+@pytest.mark.parametrize("side", [0, -1, 4097, True, "64", 64.0])
+def test_a_size_that_is_none_is_refused(folder: Path, side: object) -> None:
+    edit_json(folder / "unet" / "config.json", sample_size=side)
+    with pytest.raises(UserError, match="a whole number of latent cells was expected"):
+        inspect_model(folder)
+
+
+def test_a_size_that_is_not_said_is_the_usual_one(folder: Path) -> None:
+    edit_json(folder / "unet" / "config.json", sample_size=None)
+    assert inspect_model(folder).resolution == 64 * inspect_model(folder).latent_scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,8 @@ def test_facts(sd1: Any, sd2: Any, written: Write) -> None:
     assert (second.prediction, second.base_version, second.resolution) == ("v", "sd_v2_v", 96 * 4)
     assert second.architecture == "stable-diffusion-v2-768-v" and not second.notes
     assert first.digest != second.digest
+    renamed = first.path.rename(first.path.with_name("renamed.safetensors"))
+    assert inspect_model(renamed).digest == first.digest
 
 
 def test_an_sd2_file_that_says_nothing_is_not_guessed_silently(sd2: Any, written: Write) -> None:
@@ -266,15 +269,29 @@ def test_a_tensor_too_few_or_of_another_shape(sd1: Any, written: Write) -> None:
     refused(written(sd1.checkpoint, without=(f"{UNET}output_blocks.5.2",)), "not whole")
 
 
+_TENSOR = '"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+
+
+def _file(header: str) -> bytes:
+    return len(header).to_bytes(8, "little") + header.encode()
+
+
 def test_files_that_are_no_model(sd1: Any, written: Write, tmp_path: Path) -> None:
     whole = written(sd1.checkpoint)
     data = whole.read_bytes()
     for name, content, words in (
         ("model.ckpt", b"\x80\x02}q\x00.", ["pickle", "weights_only=True", "save_file"]),
         ("renamed.safetensors", b"PK\x03\x04" + bytes(64), ["pickle"]),
-        ("short.safetensors", data[: len(data) // 2], ["cut short", "fetch it again"]),
-        ("empty.safetensors", b"", ["cut short"]),
-        ("nonsense.safetensors", (2**62).to_bytes(8, "little") + b"{}", ["damaged"]),
+        ("short.safetensors", data[: len(data) // 2], ["cut short", "download it again"]),
+        ("empty.safetensors", b"", ["only 0 bytes", "download it again"]),
+        ("nonsense.safetensors", (2**62).to_bytes(8, "little") + b"{}", ["header claims"]),
+        ("twice.safetensors", _file(f"{{{_TENSOR},{_TENSOR}}}"), ["holds 'a' twice"]),
+        (
+            "texts.safetensors",
+            _file(json.dumps({"__metadata__": dict.fromkeys(map(str, range(20_000)), "")})),
+            ["20,000 metadata"],
+        ),
+        ("nested.safetensors", _file("[" * 1000 + "]" * 1000), ["not JSON"]),
         ("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
         ("page.safetensors", b"<!DOCTYPE html><html></html>", ["web page"]),
         ("model.gguf", b"GGUF" + bytes(64), ["quantised"]),

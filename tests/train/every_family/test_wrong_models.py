@@ -114,7 +114,7 @@ def encoders(family: str, *others: str) -> Callable[[Models, Path], list[str]]:
 
 
 CASES: dict[str, tuple[Callable[[Models, Path], list[str]], list[str]]] = {
-    "cut short": (cut_short, ["base.safetensors", "cut short", "fetch it again"]),
+    "cut short": (cut_short, ["base.safetensors", "cut short", "download it again"]),
     "a pickle": (pickled, ["base.ckpt", "is not opened", "runs whatever code is in it", "save_file"]),
     "a pickle with another suffix": (pickled_and_renamed, ["base.safetensors", "is not opened", "runs whatever code is in it"]),
     "a LoRA": (a_lora, ["base.safetensors", "it is a LoRA", "Give the base model"]),

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems
-from lorabake.base.files import quick_digest
 from lorabake.families.networks.clip_vocabulary import clip_tokenizer
 from lorabake.families.networks.components import (
     Component,
     check_vocabulary,
     clip_in,
-    files_of,
+    digest_of,
     find_clip,
     find_t5,
     find_vae,
@@ -30,7 +29,7 @@ from lorabake.families.networks.config import ClipConfig, VaeConfig
 from lorabake.families.networks.dit_config import FluxConfig, T5Config
 from lorabake.families.networks.flow_schedule import shift_of
 from lorabake.families.networks.flux_layout import flux_diffusers, flux_own, flux_own_config
-from lorabake.families.networks.layouts import classic_clip, diffusers_vae
+from lorabake.families.networks.layouts import classic_clip
 from lorabake.families.networks.t5_tokenizer import T5Tokenizer
 from lorabake.families.networks.t5_vocabulary import t5_tokenizer
 from lorabake.families.networks.tokenizer import ClipTokenizer
@@ -133,9 +132,7 @@ def _in_folder(source: ModelSource) -> FluxParts | None:
         if clip
         else folder_part(folder / "text_encoder", ClipConfig.from_json, classic_clip()),
         text_encoder_2=find_t5(given.t5 or folder / "text_encoder_2"),
-        vae=find_vae(source.vae, SCALE, SHIFT)
-        if source.vae
-        else folder_part(folder / "vae", VaeConfig.from_json, diffusers_vae),
+        vae=find_vae(source.vae or folder / "vae", SCALE, SHIFT),
         scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
         tokenizer_folder=folder / "tokenizer",
         tokenizer_2=given.tokenizer or folder / "tokenizer_2",
@@ -208,7 +205,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         base_version="flux1",
         architecture="flux-1-dev" if config.guidance else "flux-1-schnell",
         implementation="https://github.com/black-forest-labs/flux",
-        digest=quick_digest(files_of(source)),
+        digest=digest_of(source),
         small=config.channels < 256,
         shift=shift_of(parts.scheduler, str(source.base)),
         usual_cfg=1.0,

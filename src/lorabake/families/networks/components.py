@@ -7,12 +7,15 @@ here takes a part in any of the layouts it is published in.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from lorabake.base.errors import Problem, UserError
+from lorabake.base.files import quick_digest
+from lorabake.base.header import PICKLES
 from lorabake.families.networks.config import ClipConfig, UNetConfig, VaeConfig
 from lorabake.families.networks.dit_config import T5Config
 from lorabake.families.networks.flux_layout import t5_config, t5_encoder
@@ -25,7 +28,7 @@ from lorabake.families.networks.sizes import (
     vae_config,
 )
 from lorabake.families.networks.t5_tokenizer import FILES
-from lorabake.families.networks.weights import PICKLES, SHARD, Weights, open_weights, shards
+from lorabake.families.networks.weights import SHARD, Weights, open_weights, shards
 from lorabake.protocols.family import ModelSource
 
 _LDM_UNET = "model.diffusion_model."
@@ -40,7 +43,13 @@ _T5_SIGN = "encoder.block.0.layer.0.SelfAttention.q.weight"
 _TOKENIZER_FILES = (".json", ".model")
 _COUNTS = {1: "two", 2: "three"}
 _LARGEST_JSON = 1 << 20
-_MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+_PARTS = ("unet", "transformer", "text_encoder", "vae", "tokenizer", "scheduler")
+"""What folders of parts are called, but for numbers behind."""
+_READ = re.compile(
+    r"model_index\.json|(config|scheduler_config|vocab|tokenizer|tokenizer_config|special_tokens_map)\.json|merges\.txt|spiece\.model"
+    r"|(diffusion_pytorch_model|model)\b.*\.safetensors"
+)
+"""Files that are read in a model's folder, and in those of its parts."""
 _STEMS = ("diffusion_pytorch_model", "model")
 _C = TypeVar("_C")
 
@@ -268,6 +277,20 @@ def folder_part(
     return Component(sizes, open_weights(*shards(file)), rename, values)
 
 
+def latent_side(values: Mapping[str, Any], path: Path, usual: int) -> int:
+    """Side, in latent cells, of the pictures that a U-Net was trained on; ``usual`` where its ``config.json``, read from ``path``, does not say.
+
+    Raises:
+        UserError: it says something that is no such number.
+    """
+    side = values.get("sample_size")
+    if side is None:
+        return usual
+    if not isinstance(side, int) or isinstance(side, bool) or not 1 <= side <= 4096:
+        raise UserError(f"{path}: sample_size is {side!r}; a whole number of latent cells was expected.")
+    return side
+
+
 def folder_problems(folder: Path, networks: Sequence[str], folders: Sequence[str]) -> list[Problem]:
     """All that is missing in a diffusers folder, at once.
 
@@ -307,15 +330,28 @@ def instead_of_weights(folder: Path) -> str:
     return ""
 
 
-def files_of(source: ModelSource) -> list[Path]:
-    """All files that make a model what it is, in a fixed order: weights, sizes, vocabularies."""
-    return [file for path in (source.base, source.vae, *source.text_encoders) if path for file in _files_at(path)]
+def digest_of(source: ModelSource) -> str:
+    """Fingerprint (hex) of all that makes a model what it is: weights, sizes, vocabularies.
+
+    Files and folders may be renamed and moved, and what else lies in a folder does not count.
+    """
+    vae = source.vae / "vae" if source.vae and (source.vae / "vae").is_dir() else source.vae  # as find_vae has it
+    places = {"base": source.base, "vae": vae}
+    places |= {f"text encoder {number}": path for number, path in enumerate(source.text_encoders, 1)}
+    return quick_digest(
+        (f"{place} {name}", file) for place, path in places.items() if path for name, file in _files_at(path)
+    )
 
 
-def _files_at(path: Path) -> list[Path]:
+def _files_at(path: Path) -> Iterator[tuple[str, Path]]:
+    """The files of a model or of a part of one, with what they are there."""
     if path.is_file():
-        return [path]
-    return sorted(file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.suffix in _MODEL_SUFFIXES)
+        yield from ((str(number), file) for number, file in enumerate(shards(path)))
+        return
+    parts = [part for part in path.iterdir() if part.name.rstrip("_0123456789") in _PARTS and part.is_dir()]
+    for file in sorted(file for folder in (path, *parts) for file in folder.iterdir()):
+        if _READ.fullmatch(file.name) and file.is_file():
+            yield file.relative_to(path).as_posix(), file
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorabake.base.files import replacing, write_atomic, write_json
+from lorabake.base.errors import UserError
+from lorabake.base.files import replacing, write_json
 from lorabake.families.networks.config import ClipConfig, UNetConfig, VaeConfig
 
 
@@ -20,23 +22,48 @@ def write_part(folder: Path, stem: str, network: nn.Module, config: Mapping[str,
 
 
 def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write tensors, which share no memory, as ``STEM.safetensors`` beside ``config.json``."""
+    """Write tensors, which share no memory, as ``STEM.safetensors`` beside ``config.json``.
+
+    Raises:
+        UserError: the folder cannot be written to (full, read-only, gone).
+    """
     numbers = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     # transformers believes the type that a config names, whatever the weights are.
     typed = {key: numbers.copy().pop() for key in ("dtype", "torch_dtype") if key in config and len(numbers) == 1}
     write_json(folder / "config.json", {**config, **typed})
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with replacing(folder / f"{stem}.safetensors") as path:
-        save_file(tensors, path, metadata={"format": "pt"})
+        try:
+            save_file(tensors, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # the system's own refusals come as this, in words alone
+            raise OSError(str(error)) from error
 
 
 def copy_others(source: Path, folder: Path, written: Sequence[str]) -> None:
-    """Copy a diffusers folder's other parts, those not in ``written``, and the JSON files beside them."""
-    for item in source.iterdir():
-        if item.is_dir() and item.name not in written:
-            shutil.copytree(item, folder / item.name, dirs_exist_ok=True)
-        elif item.is_file() and item.suffix == ".json":
-            write_atomic(folder / item.name, item.read_bytes())
+    """Copy a diffusers folder's other parts, those not in ``written``, and the JSON files beside them.
+
+    Raises:
+        UserError: one cannot be read or written.
+    """
+    for item in _items(source):
+        if (item.is_dir() and item.name not in written) or (item.is_file() and item.suffix == ".json"):
+            _copy(item, folder / item.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        for item in _items(source):
+            _copy(item, target / item.name)
+    else:
+        with replacing(target) as part:
+            shutil.copyfile(source, part)
+
+
+def _items(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror or error}.") from error
 
 
 def unet_json(config: UNetConfig, sample_size: int) -> dict[str, Any]:

@@ -1,22 +1,21 @@
 """Named tensors over one or more safetensors files, known from their headers alone. No torch here, and no weight is read.
 
-:func:`open_weights` says at once what a file is that cannot be used: a pickle, a download cut short, quantised weights.
-``load`` reads the tensors into networks; ``layouts`` knows their names, ``sizes`` what their shapes say.
+:func:`open_weights` says at once what a file is that cannot be used: a pickle, a download cut short, quantised weights
+(``base.header`` reads what strangers wrote). ``load`` reads the tensors into networks; ``layouts`` knows their names, ``sizes`` what
+their shapes say.
 Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-
 from lorabake.base.errors import UserError
+from lorabake.base.header import LENGTH_BYTES, read_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,18 +23,8 @@ if TYPE_CHECKING:
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of numbers, by the format's names, that weights are read from."""
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
-_LENGTH_BYTES = 8
-_LARGEST_HEADER = 100_000_000
-"""The format's own limit."""
 _SMALL_TYPES = ("F8_", "F6_", "F4")
-_CONVERT = (
-    'Get the same model as .safetensors, or convert it with `python -c "import sys, torch, safetensors.torch as s; '
-    "w = torch.load(sys.argv[1], map_location='cpu', weights_only=True); w = w.get('state_dict', w); "
-    "s.save_file({k: v.clone().contiguous() for k, v in w.items() if hasattr(v, 'shape')}, sys.argv[2])\" OLD NEW.safetensors` "
-    "(weights_only refuses code)"
-)
 
 
 class Entry(NamedTuple):
@@ -99,7 +88,7 @@ def open_weights(*paths: Path) -> Weights:
     """The tensors of one file, or of several that belong together (shards).
 
     Raises:
-        UserError: a file is missing, is no whole safetensors file, holds 8-bit or 4-bit floats, or repeats a tensor of another.
+        UserError: a file is missing, is no safetensors file that can be read, holds 8-bit or 4-bit floats, or repeats a tensor of another.
     """
     entries: dict[str, Entry] = {}
     metadata: dict[str, str] = {}
@@ -144,50 +133,13 @@ def numbers(entry: Entry) -> npt.NDArray[np.float64]:
 
 
 def _header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    if not path.is_file():
-        what = "is a folder, not a file" if path.exists() else "does not exist"
-        raise UserError(f"'{path}' {what}. Give a .safetensors file.")
-    try:
-        with path.open("rb") as file:
-            start = file.read(_LENGTH_BYTES)
-            if refusal := _refusal(path, start):
-                raise UserError(refusal)
-            with safe_open(path, framework="np"):  # checks the header, and that it describes the file exactly
-                pass
-            size = int.from_bytes(start, "little")
-            content = json.loads(file.read(min(size, _LARGEST_HEADER)))
-    except (SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{path} cannot be read as safetensors: {error}. It is cut short or damaged; fetch it again."
-        ) from error
-    metadata = content.pop("__metadata__", None) or {}
-    base = _LENGTH_BYTES + size
+    header = read_header(path)
+    first = LENGTH_BYTES + header.header_size
     entries: dict[str, Entry] = {}
-    for key, value in content.items():
-        if value["dtype"].startswith(_SMALL_TYPES):
+    for key, (dtype, shape, (start, stop)) in header.tensors.items():
+        if dtype.startswith(_SMALL_TYPES):
             raise UserError(
-                f"{path} holds {value['dtype']} numbers ('{key}'): too coarse to train on. Get the model in fp16, bf16 or fp32."
+                f"{path} holds {dtype} numbers ('{key}'): too coarse to train on. Get the model in fp16, bf16 or fp32."
             )
-        first, last = value["data_offsets"]
-        entries[key] = Entry(path, key, value["dtype"], tuple(value["shape"]), base + first, base + last)
-    return entries, metadata
-
-
-def _refusal(path: Path, start: bytes) -> str | None:
-    """What a file is instead of safetensors, by its suffix and by first bytes that are no header's length."""
-    pickle = f"{path} is not opened: it is a pickle, and loading one runs whatever code is in it. {_CONVERT}."
-    if path.suffix.lower() in PICKLES:
-        return pickle
-    if _LENGTH_BYTES + int.from_bytes(start, "little") <= path.stat().st_size:
-        return None
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return pickle
-    if start.startswith(b"GGUF"):
-        return f"{path} is a GGUF file: quantised, too coarse to train on. Get the model as .safetensors in fp16, bf16 or fp32."
-    if start.startswith(b"version "):
-        return f"{path} is a git-lfs pointer, a note of where the file is. Fetch the file itself with `git lfs pull`."
-    if start.lower().startswith((b"<!doctyp", b"<html")):
-        return f"{path} is a web page: the download led to a page. Download the file itself."
-    return None
+        entries[key] = Entry(path, key, dtype, shape, first + start, first + stop)
+    return entries, header.metadata

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.base.files import quick_digest
+from lorabake.base.places import POCKET_MODEL
 from lorabake.families.networks.clip_vocabulary import OPEN_CLIP_PAD, SD1_PAD, clip_tokenizer
 from lorabake.families.networks.components import (
     Component,
     check_vocabulary,
     clip_in,
-    files_of,
+    digest_of,
     find_clip,
     find_vae,
     folder_part,
     folder_problems,
+    latent_side,
     ldm_unet_in,
     ldm_unet_tensors,
     read_json,
@@ -192,11 +193,7 @@ def _in_folder(source: ModelSource, half: bool) -> SDParts | None:
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     said = said_in_folder(scheduler, str(folder), source.prediction)
     scheduler["prediction_type"] = NAMES[said.prediction]
-    side = values.get("sample_size", _LATENT_SIDE)
-    if not isinstance(side, int) or isinstance(side, bool) or not 1 <= side <= 4096:
-        raise UserError(
-            f"{folder / 'unet' / 'config.json'}: sample_size is {side!r}; a whole number of latent cells was expected."
-        )
+    side = latent_side(values, folder / "unet" / "config.json", _LATENT_SIDE)
     return SDParts(unet, text_encoder, vae, scheduler, side, folder / "tokenizer", said.notes)
 
 
@@ -232,7 +229,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
     return ModelFacts(
         family="sd",
         path=source.base,
-        name=name if source.base.parent.name != "pocket" else "pocket",
+        name="pocket" if source.base.resolve() == POCKET_MODEL else name,
         prediction=prediction,
         resolution=parts.latent_side * latent_scale,
         pixel_step=latent_scale * 2 ** (len(unet.block_out_channels) - 1),
@@ -241,7 +238,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         base_version=version + ("_v" if prediction == "v" else ""),
         architecture=architecture,
         implementation="diffusers",
-        digest=quick_digest(files_of(source)),
+        digest=digest_of(source),
         small=max(unet.block_out_channels) < 256,
         vae=source.vae,
         text_encoders=source.text_encoders,

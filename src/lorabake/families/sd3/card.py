@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.base.files import quick_digest
 from lorabake.families.networks.clip_vocabulary import OPEN_CLIP_PAD, SD1_PAD, clip_tokenizer
 from lorabake.families.networks.components import (
     Component,
     Given,
     check_vocabulary,
     clip_in,
-    files_of,
+    digest_of,
     find_clip,
     find_t5,
     find_vae,
@@ -357,7 +356,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         base_version="sd3",
         architecture=f"stable-diffusion-v{kind}",
         implementation="https://github.com/Stability-AI/generative-models",
-        digest=quick_digest(files_of(source)),
+        digest=digest_of(source),
         small=config.channels < 256,
         shift=shift_of(parts.scheduler, str(source.base)),
         usual_t5_tokens=T5_TOKENS if parts.text_encoder_3 else None,

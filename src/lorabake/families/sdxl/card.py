@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
-from lorabake.base.files import quick_digest
 from lorabake.families.networks.clip_vocabulary import OPEN_CLIP_PAD, SD1_PAD, clip_tokenizer
 from lorabake.families.networks.components import (
     Component,
     check_vocabulary,
     clip_in,
-    files_of,
+    digest_of,
     find_clip,
     find_vae,
     folder_part,
     folder_problems,
+    latent_side,
     ldm_unet_in,
     ldm_unet_tensors,
     read_json,
     vae_in,
 )
 from lorabake.families.networks.config import MICRO_SIZES, ClipConfig, UNetConfig, VaeConfig
-from lorabake.families.networks.layouts import classic_clip, diffusers_vae, same
+from lorabake.families.networks.layouts import classic_clip, same
 from lorabake.families.networks.predictions import NAMES, prediction_of, said_by, said_in_folder
 from lorabake.families.networks.tokenizer import WINDOW_TOKENS, ClipTokenizer, windows_for
 from lorabake.families.networks.weights import Weights, open_weights
@@ -120,14 +120,11 @@ def _in_folder(source: ModelSource, half: bool) -> SDXLParts | None:
             folder_part(folder / name, ClipConfig.from_json, classic_clip(projection=wide), half=half)
             for name, wide in (("text_encoder", False), ("text_encoder_2", True))
         )
-    own_vae = functools.partial(folder_part, folder / "vae", VaeConfig.from_json, diffusers_vae, half=half)
-    vae = find_vae(source.vae, SCALE) if source.vae else own_vae()
+    vae = find_vae(source.vae or folder / "vae", SCALE, half=half)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     said = said_in_folder(scheduler, str(folder), source.prediction)
     scheduler["prediction_type"] = NAMES[said.prediction]
-    side = values.get("sample_size") or _LATENT_SIDE
-    if not isinstance(side, int) or isinstance(side, bool) or not 1 <= side <= 4096:
-        raise UserError(f"{sizes}: sample_size is {side!r}; a whole number of latent cells was expected.")
+    side = latent_side(values, sizes, _LATENT_SIDE)
     tokenizers = (folder / "tokenizer", folder / "tokenizer_2")
     return SDXLParts(unet, first, second, vae, scheduler, side, tokenizers, said.notes)
 
@@ -217,7 +214,7 @@ def recognise(source: ModelSource) -> ModelFacts | None:
         base_version="sdxl_base_v1-0",
         architecture="stable-diffusion-xl-v1-base",
         implementation="https://github.com/Stability-AI/generative-models",
-        digest=quick_digest(files_of(source)),
+        digest=digest_of(source),
         small=max(unet.block_out_channels) < 256,
         vae=source.vae,
         text_encoders=source.text_encoders,

@@ -30,6 +30,8 @@ MAX_DEPTH = 3
 """Header → tensor → shape. Nothing in the format is nested deeper."""
 MAX_DIMENSIONS = 64
 """As torch."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".h5")
+"""What weights are called that are none of this format."""
 
 DTYPE_BITS = {
     "BOOL": 8,
@@ -60,14 +62,27 @@ DTYPE_BITS = {
 _CUT_SHORT = "Copy or download it again."
 _DAMAGED = "Save it again with the tool it came from, or get it again from where it was published."
 _WEB_PAGE = ("it is a web page", "The download led to a page; download the file itself.")
-_PICKLE = ("it is a PyTorch pickle", "Those can run code when read; convert it to safetensors first.")
+_PICKLE = (
+    "it is a pickle, which is not opened: loading one runs whatever code is in it",
+    (
+        'Get the same as .safetensors, or convert it with `python -c "import sys, torch, safetensors.torch as s; '
+        "w = torch.load(sys.argv[1], map_location='cpu', weights_only=True); w = w.get('state_dict', w); "
+        "s.save_file({k: v.clone().contiguous() for k, v in w.items() if hasattr(v, 'shape')}, sys.argv[2])\" OLD NEW.safetensors` "
+        "(weights_only refuses code)."
+    ),
+)
 _TELLTALES = {
     b"version ": ("it is a git-lfs pointer, a note of where the file is", "Fetch the file itself with `git lfs pull`."),
     b"<!doctyp": _WEB_PAGE,
     b"<html": _WEB_PAGE,
+    b"gguf": (
+        "it is a GGUF file: quantised, too coarse to train on",
+        "Get the model as .safetensors in fp16, bf16 or fp32.",
+    ),
     b"pk\x03\x04": _PICKLE,
-    b"\x80\x02": _PICKLE,
+    **{bytes((0x80, protocol)): _PICKLE for protocol in range(2, 6)},
 }
+"""What other files begin with, in lower case; none of it is the length of a header."""
 
 
 class TensorInfo(NamedTuple):
@@ -156,6 +171,8 @@ class _Refused(ValueError):
 
 
 def _refusal(path: Path, refusal: _Refused) -> UserError:
+    if path.suffix.lower() in PICKLES:
+        refusal = _Refused(*_PICKLE)
     return UserError(f"{path} is not a usable safetensors file: {refusal}. {refusal.advice}")
 
 
