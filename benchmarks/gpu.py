@@ -300,8 +300,9 @@ def _bake(case: Case, tiny: bool, unet: Any, capture: bool, told: Callable[[str]
     from lorabake.protocols.family import Framing
     from lorabake.recipe import sections
     from lorabake.recipe.recipe import Choice, Recipe
+    from lorabake.train.bake import Bake
     from lorabake.train.capture import Captured, CudaGraphs
-    from lorabake.train.loop import Bake, loss_of
+    from lorabake.train.loop import loss_of
 
     pixels, given = case.side(tiny), _given(case, tiny)
     model = _model(case, pixels, unet)

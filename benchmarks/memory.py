@@ -70,8 +70,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
     from lorabake.base.events import Events
     from lorabake.recipe import check_values
-    from lorabake.train.bake import prepare
     from lorabake.train.loop import batch_loss, optimizer_step
+    from lorabake.train.prepare import prepare
 
     raw: dict[str, dict[str, Any]] = {
         "model": {"base": arguments.base},

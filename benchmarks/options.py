@@ -181,8 +181,8 @@ def _stepper(path: Path, settings: Sequence[str]) -> Callable[[], int]:
     from lorabake.base.events import Events
     from lorabake.dataset.order import epoch_batches
     from lorabake.recipe import check
-    from lorabake.train.bake import prepare
     from lorabake.train.loop import optimizer_step
+    from lorabake.train.prepare import prepare
 
     bake = prepare(check(path, settings), Events())
     train = bake.recipe.train

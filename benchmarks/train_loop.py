@@ -97,8 +97,8 @@ def _ours(arguments: argparse.Namespace) -> dict[str, float]:
     from lorabake.base.events import Events
     from lorabake.dataset.order import epoch_batches
     from lorabake.recipe import check_values
-    from lorabake.train.bake import prepare
     from lorabake.train.loop import optimizer_step
+    from lorabake.train.prepare import prepare
 
     checked = check_values(
         {

@@ -191,10 +191,8 @@ def generate(
     for path, weight in files:
         apply_lora(model, path, weight)
     pictures = draw(model, chosen, progress=progress)
-    used, extra = (
-        tuple(UsedLora(path.stem, weight, read_header(path).payload_sha256[:12]) for path, weight in files),
-        infotext_extra(options),
-    )
+    used = tuple(UsedLora(path.stem, weight, read_header(path).payload_sha256[:12]) for path, weight in files)
+    extra = infotext_extra(options)
     for picture, prompt in zip(pictures, chosen, strict=True):
         picture.info["parameters"] = write(Infotext(prompt.on(facts), facts.name, loras=used, extra=extra))
     return pictures

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -85,17 +84,6 @@ def test_what_is_written_as_a_line_is_read_back(
 def test_a_prompt_that_cannot_be_drawn_is_not_made(wrong: dict) -> None:
     with pytest.raises(Problems, match=next(iter(wrong))):
         Prompt("a", **wrong)
-
-
-@pytest.mark.parametrize(("prediction", "sampler"), [("epsilon", "ddim"), ("v", "ddim"), ("flow", "flow-euler")])
-def test_a_model_fills_only_what_is_open(tiny: Any, prediction: str, sampler: str) -> None:
-    facts = tiny(prediction).facts
-    guidance = 3.5 if prediction == "flow" else None
-    expected = Prompt("a", width=96, height=32, sampler=sampler, cfg=5.0, guidance=guidance)
-    assert Prompt("a", width=96).on(facts) == expected
-    assert Prompt("a", cfg=1.0).on(facts).cfg == 1.0
-    assert Prompt("a", sampler="euler").on(facts).sampler == "euler"
-    assert Prompt("a", guidance=0.0).on(facts).on(facts).guidance == 0.0
 
 
 def test_a_file_of_lines(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from lorabake.base.cards import cards
 from lorabake.base.errors import UserError
 from lorabake.protocols.family import Prediction
 from lorabake.protocols.sampler import SamplerCard
-from lorabake.recipe.prompts import samplers_for
+from lorabake.recipe.prompts import Prompt, samplers_for
 from lorabake.sampling.samplers import fitting
 
 
@@ -33,3 +33,14 @@ def test_every_model_has_its_samplers(tiny: Callable[..., Any], prediction: Pred
 
 def test_no_two_are_shown_alike() -> None:
     assert len({cast(SamplerCard, card).shown for card in cards("sampler").values()}) == len(cards("sampler"))
+
+
+@pytest.mark.parametrize(("prediction", "sampler"), [("epsilon", "ddim"), ("v", "ddim"), ("flow", "flow-euler")])
+def test_a_model_fills_only_what_is_open(tiny: Any, prediction: str, sampler: str) -> None:
+    facts = tiny(prediction).facts
+    guidance = 3.5 if prediction == "flow" else None
+    expected = Prompt("a", width=96, height=32, sampler=sampler, cfg=5.0, guidance=guidance)
+    assert Prompt("a", width=96).on(facts) == expected
+    assert Prompt("a", cfg=1.0).on(facts).cfg == 1.0
+    assert Prompt("a", sampler="euler").on(facts).sampler == "euler"
+    assert Prompt("a", guidance=0.0).on(facts).on(facts).guidance == 0.0

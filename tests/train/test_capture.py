@@ -24,10 +24,11 @@ from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.family import Framing, Model
 from lorabake.recipe import check_values
 from lorabake.sampling.infotext import save_png
-from lorabake.train.bake import prepare
+from lorabake.train.bake import Bake
 from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, CudaGraphs, Recorder, Step, draws_on_cpu
-from lorabake.train.loop import Bake, loss_of, optimizer_step, run_loop
+from lorabake.train.loop import loss_of, optimizer_step, run_loop
+from lorabake.train.prepare import prepare
 from lorabake.train.text import TextSource
 
 CPU = torch.device("cpu")

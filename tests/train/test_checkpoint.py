@@ -52,7 +52,7 @@ def test_a_run_asks_for_the_hashes_and_writes_them(oven: Any, dataset: Path, tmp
     given = f"""
 import dataclasses
 from pathlib import Path
-import lorabake.train.bake as m
+import lorabake.train.prepare as m
 real = m.hashes_of
 m.hashes_of = lambda facts, events: real(dataclasses.replace(facts, path=Path({str(file)!r}), vae=Path({str(file)!r})), events)
 """

@@ -14,9 +14,10 @@ from safetensors import safe_open
 
 from lorabake.base.events import Events
 from lorabake.recipe import check_values
-from lorabake.train.bake import prepare
+from lorabake.train.bake import Bake
 from lorabake.train.capture import Captured
-from lorabake.train.loop import Bake, batch_loss, loss_of, optimizer_step, run_loop
+from lorabake.train.loop import batch_loss, loss_of, optimizer_step, run_loop
+from lorabake.train.prepare import prepare
 
 LEARNED = {"weighting": "learned", "learned_lr": 0.02}
 

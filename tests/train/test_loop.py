@@ -13,8 +13,9 @@ from lorabake.base.events import Events
 from lorabake.dataset.order import epoch_batches
 from lorabake.optimizers.schedules import factor
 from lorabake.recipe import check_values
-from lorabake.train.bake import prepare
-from lorabake.train.loop import Bake, batch_inputs, batch_loss, optimizer_step, run_loop
+from lorabake.train.bake import Bake
+from lorabake.train.loop import batch_inputs, batch_loss, optimizer_step, run_loop
+from lorabake.train.prepare import prepare
 
 
 def bake(dataset: Path, **sections: dict[str, Any]) -> Bake:

@@ -16,9 +16,10 @@ from lorabake.base.errors import Problems
 from lorabake.base.events import Events
 from lorabake.dataset.masks import MaskConfig
 from lorabake.recipe import check_values
-from lorabake.train.bake import prepare
-from lorabake.train.loop import Asked, Bake, batch_inputs, loss_of, run_loop
+from lorabake.train.bake import Bake
+from lorabake.train.loop import Asked, batch_inputs, loss_of, run_loop
 from lorabake.train.masks import MaskInputs, weights
+from lorabake.train.prepare import prepare
 
 MASK = np.array([[0.0, 0.5], [1.0, 0.0]], np.float32)
 

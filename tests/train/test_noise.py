@@ -12,8 +12,9 @@ from torch import Tensor
 from lorabake.base.events import Events
 from lorabake.base.streams import torch_stream
 from lorabake.recipe import check_values
-from lorabake.train.bake import prepare
-from lorabake.train.loop import Bake, batch_inputs, loss_of
+from lorabake.train.bake import Bake
+from lorabake.train.loop import batch_inputs, loss_of
+from lorabake.train.prepare import prepare
 
 
 def bake(dataset: Path, **objective: Any) -> Bake:

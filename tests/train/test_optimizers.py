@@ -17,8 +17,9 @@ from lorabake.base.errors import UserError
 from lorabake.base.events import Event, Events
 from lorabake.optimizers._build import finished_weights
 from lorabake.recipe import check_values
-from lorabake.train.bake import prepare
-from lorabake.train.loop import Bake, run_loop
+from lorabake.train.bake import Bake
+from lorabake.train.loop import run_loop
+from lorabake.train.prepare import prepare
 from lorabake.train.run import train
 from lorabake.train.state import Progress, load_state, save_state
 

@@ -15,9 +15,9 @@ import torch
 
 from lorabake.base.events import Event, Events
 from lorabake.recipe import check_values
-from lorabake.train.bake import prepare
 from lorabake.train.loop import batch_loss, optimizer_step
 from lorabake.train.picture_losses import as_csv, picture_losses
+from lorabake.train.prepare import prepare
 from lorabake.train.run import train
 
 

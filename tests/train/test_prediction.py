@@ -18,8 +18,8 @@ from lorabake.families import load_model
 from lorabake.protocols.family import Conditioning, Framing, Model, Prediction
 from lorabake.recipe import Checked, check_values
 from lorabake.train import run
-from lorabake.train.bake import prepare
 from lorabake.train.prediction import check_prediction
+from lorabake.train.prepare import prepare
 
 Answer = Callable[[Model, Tensor, Tensor, Conditioning], Tensor]
 

@@ -17,9 +17,10 @@ from lorabake.base.events import Events
 from lorabake.recipe import check_values
 from lorabake.recipe.sections import PreservationSettings
 from lorabake.train.asked import Asked
-from lorabake.train.bake import prepare
+from lorabake.train.bake import Bake
 from lorabake.train.capture import Captured
-from lorabake.train.loop import Bake, batch_inputs, batch_loss, loss_of, optimizer_step, run_loop
+from lorabake.train.loop import batch_inputs, batch_loss, loss_of, optimizer_step, run_loop
+from lorabake.train.prepare import prepare
 from lorabake.train.preservation import KeptInputs
 
 TRIGGER = "mira"

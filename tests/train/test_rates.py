@@ -13,8 +13,9 @@ from lorabake.base.events import Event, Events
 from lorabake.recipe import check_values
 from lorabake.recipe.sections import RateSettings
 from lorabake.recipe.toml import to_toml
-from lorabake.train.bake import prepare
-from lorabake.train.loop import Bake, run_loop
+from lorabake.train.bake import Bake
+from lorabake.train.loop import run_loop
+from lorabake.train.prepare import prepare
 from lorabake.train.rates import rates_by_part
 from lorabake.train.state import Progress, load_state, save_state
 

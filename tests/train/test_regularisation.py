@@ -17,8 +17,9 @@ from lorabake.pocket.world import draw, sample
 from lorabake.recipe import check_values
 from lorabake.sampling.infotext import save_png
 from lorabake.train import loop
-from lorabake.train.bake import prepare
-from lorabake.train.loop import Bake, batch_inputs, batch_loss
+from lorabake.train.bake import Bake
+from lorabake.train.loop import batch_inputs, batch_loss
+from lorabake.train.prepare import prepare
 from lorabake.train.run import train
 
 

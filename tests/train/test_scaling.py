@@ -13,8 +13,9 @@ import torch
 from lorabake.base.errors import NotFinite, Problems
 from lorabake.base.events import Events
 from lorabake.recipe import check_values
-from lorabake.train.bake import prepare
-from lorabake.train.loop import Bake, run_loop
+from lorabake.train.bake import Bake
+from lorabake.train.loop import run_loop
+from lorabake.train.prepare import prepare
 from lorabake.train.run import train
 from lorabake.train.scaling import FIRST, LossScale, take_step
 from lorabake.train.state import Progress, load_state, save_state

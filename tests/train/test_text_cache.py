@@ -15,7 +15,7 @@ from lorabake.base.events import Events
 from lorabake.base.places import POCKET_MODEL
 from lorabake.families import load_model
 from lorabake.recipe import check_values
-from lorabake.train.bake import TEXT_CACHE, prepare
+from lorabake.train.prepare import TEXT_CACHE, prepare
 from lorabake.train.text import TextSource
 
 CAPTIONS = ["1girl, red hair, smile, beach", "night", "", "1boy, blue eyes, forest"]

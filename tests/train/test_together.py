@@ -19,7 +19,7 @@ from lorabake.recipe import Checked, check_values
 from lorabake.sampling.infotext import save_png
 from lorabake.train import loop
 from lorabake.train.asked import Asked
-from lorabake.train.bake import prepare
+from lorabake.train.prepare import prepare
 from lorabake.train.run import train
 
 CELL = 4

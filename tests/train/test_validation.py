@@ -21,8 +21,8 @@ from lorabake.dataset.holdout import chances
 from lorabake.pocket.world import draw, sample
 from lorabake.recipe import check_values
 from lorabake.sampling.infotext import save_png
-from lorabake.train.bake import prepare
 from lorabake.train.loop import batch_inputs, loss_of, optimizer_step
+from lorabake.train.prepare import prepare
 from lorabake.train.run import train
 from lorabake.train.validation import confidence_interval, middles, student_quantile
 

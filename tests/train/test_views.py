@@ -13,8 +13,9 @@ from lorabake.base.errors import Problems
 from lorabake.base.events import Event, Events
 from lorabake.dataset.augment import look_at
 from lorabake.recipe import Checked, check_values
-from lorabake.train.bake import prepare
-from lorabake.train.loop import Bake, batch_inputs
+from lorabake.train.bake import Bake
+from lorabake.train.loop import batch_inputs
+from lorabake.train.prepare import prepare
 from lorabake.train.views import Lazy, views_of
 
 

@@ -23,7 +23,7 @@ from lorabake.protocols.family import ModelFacts
 from lorabake.protocols.optimizer import OptimizerSettings
 from lorabake.recipe import Checked, Recipe
 from lorabake.train.awake import awake
-from lorabake.train.loop import Bake
+from lorabake.train.bake import Bake
 
 _LONG_TO_HASH = 1_000_000_000
 """Bytes of a file from which on hashing it is told."""

@@ -10,7 +10,7 @@ import torch
 from lorabake.dataset.order import Batch
 
 if TYPE_CHECKING:
-    from lorabake.train.loop import Bake
+    from lorabake.train.bake import Bake
 
 
 def diagnosis(bake: Bake, step: int, batches: Sequence[Batch], loss: float) -> str:

@@ -24,7 +24,7 @@ from lorabake.recipe.prompts import sample_prompts
 from lorabake.recipe.toml import to_toml
 from lorabake.sampling.draw import check as check_prompts
 from lorabake.sampling.reading import infotext_extra, prompt_notes
-from lorabake.train.bake import prepare
+from lorabake.train.bake import Bake
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
 from lorabake.train.continuing import (
     Agree,
@@ -39,9 +39,10 @@ from lorabake.train.continuing import (
 )
 from lorabake.train.going_back import Origin, find_origin
 from lorabake.train.keeping import drop_old, fingerprint
-from lorabake.train.loop import Bake, run_loop
+from lorabake.train.loop import run_loop
 from lorabake.train.picture_losses import as_csv, picture_losses
 from lorabake.train.prediction import ASKED, check_prediction
+from lorabake.train.prepare import prepare
 from lorabake.train.samples import Samples
 from lorabake.train.space import check_space
 from lorabake.train.state import Progress, load_state, read_state, save_state, states_of, step_of

@@ -16,8 +16,8 @@ from lorabake.sampling.apply import apply_lora
 from lorabake.sampling.draw import draw
 from lorabake.sampling.infotext import Infotext, save_png, write
 from lorabake.train.awake import awake
+from lorabake.train.bake import Bake
 from lorabake.train.checkpoint import write_checkpoint
-from lorabake.train.loop import Bake
 
 
 def sample_name(step: int, index: int) -> str:

@@ -14,7 +14,7 @@ from lorabake.base.runs import Run
 from lorabake.base.units import size
 from lorabake.protocols.adapter import Graft
 from lorabake.recipe import Checked
-from lorabake.train.loop import Bake
+from lorabake.train.bake import Bake
 from lorabake.train.state import owned, states_of
 
 _BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}

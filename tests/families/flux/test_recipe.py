@@ -21,7 +21,7 @@ from lorabake.families.networks.flow_schedule import shift_of
 from lorabake.pocket.world import draw, sample
 from lorabake.recipe import Checked, check_values
 from lorabake.sampling.infotext import save_png
-from lorabake.train.bake import prepare
+from lorabake.train.prepare import prepare
 
 pytestmark = pytest.mark.slow  # the models are written by diffusers, whose import takes seconds
 

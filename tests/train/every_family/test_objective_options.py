@@ -77,7 +77,7 @@ def test_a_run_in_pieces_is_the_same_to_the_last_bit(kitchens: Any, tmp_path: Pa
 
 def test_samples_are_drawn_on_the_schedule_that_is_trained(kitchens: Any, tmp_path: Path) -> None:
     from lorabake.sampling.samplers import DDIM
-    from lorabake.train.bake import prepare
+    from lorabake.train.prepare import prepare
 
     recipe = kitchens("sd2-v").recipe
     models = [prepare(check(recipe, words), Events()).model for words in ([], ["objective.zero_terminal_snr=true"])]
@@ -89,7 +89,7 @@ def test_samples_are_drawn_on_the_schedule_that_is_trained(kitchens: Any, tmp_pa
 
 def test_a_whole_model_is_saved_with_the_schedule_that_was_trained(kitchens: Any, tmp_path: Path) -> None:
     from lorabake.families import load_model
-    from lorabake.train.bake import prepare
+    from lorabake.train.prepare import prepare
 
     baked = prepare(check(kitchens("sd2-v").recipe, ["objective.zero_terminal_snr=true"]), Events())
     baked.graft.remove()

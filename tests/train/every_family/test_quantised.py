@@ -17,8 +17,9 @@ from lorabake.formats.kohya import read_lora
 from lorabake.recipe import check, check_values
 from lorabake.recipe.load import read_raw
 from lorabake.sampling.apply import apply_lora
-from lorabake.train.bake import prepare
-from lorabake.train.loop import Bake, batch_loss
+from lorabake.train.bake import Bake
+from lorabake.train.loop import batch_loss
+from lorabake.train.prepare import prepare
 from lorabake.train.run import train
 
 KINDS = ("int8", "fp8", "nf4")

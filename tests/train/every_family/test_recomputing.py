@@ -10,8 +10,8 @@ import torch
 from lorabake.base.errors import Problems
 from lorabake.base.events import Events
 from lorabake.recipe import check
-from lorabake.train.bake import prepare
 from lorabake.train.loop import batch_loss
+from lorabake.train.prepare import prepare
 
 SHARES = ("false", "0.25", "0.5", "0.75", "true")
 

@@ -11,7 +11,7 @@ import torch
 from lorabake.base.events import Events
 from lorabake.families import inspect_model, load_model
 from lorabake.recipe import check
-from lorabake.train.bake import prepare
+from lorabake.train.prepare import prepare
 from lorabake.train.run import train
 
 STATIC = ("optimizer.text_encoder_lr=0", "data.captions.shuffle=false", "train.length=3 steps", "save.every=2 steps")

@@ -10,7 +10,7 @@ import torch
 from lorabake.base.errors import Interrupted, UserError
 from lorabake.base.events import Event, Events
 from lorabake.recipe import check_values
-from lorabake.train.bake import prepare
+from lorabake.train.prepare import prepare
 
 
 def test_stopped_while_encoding_what_is_done_stays_done(dataset: Path) -> None:

@@ -1,0 +1,311 @@
+"""From a checked recipe to everything the loop works with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from lorabake.adapters import graft
+from lorabake.adapters._norms import norm_limit
+from lorabake.base.cards import Settings, find
+from lorabake.base.errors import Interrupted
+from lorabake.base.events import Events
+from lorabake.base.machine import check_device
+from lorabake.base.streams import random_stream
+from lorabake.base.units import size
+from lorabake.dataset.caption import caption_for_step, full_caption, is_static, warmup_steps, without_additions
+from lorabake.families import family_card, load_model
+from lorabake.families.networks.noise import betas_of
+from lorabake.families.networks.quantised import quantise, saved
+from lorabake.objectives._settings import ObjectiveSettings
+from lorabake.optimizers._averages import Averages
+from lorabake.optimizers._build import build
+from lorabake.optimizers._flat import FlatGroup
+from lorabake.protocols.adapter import Graft
+from lorabake.protocols.family import Model, Part, Resident
+from lorabake.protocols.objective import Objective
+from lorabake.protocols.optimizer import OptimizerCard, OptimizerSettings
+from lorabake.recipe import Checked
+from lorabake.recipe.sections import TrainSettings
+from lorabake.train.asked import Asked
+from lorabake.train.bake import Bake
+from lorabake.train.beside import Beside
+from lorabake.train.capture import Captured, CudaGraphs, Inputs
+from lorabake.train.checkpoint import hashes_of
+from lorabake.train.latents import View, cached_latents, fresh_latent
+from lorabake.train.loop import loss_of
+from lorabake.train.masks import MaskInputs, masks_of, weights
+from lorabake.train.preservation import KeptInputs
+from lorabake.train.rates import begins_at_zero, rate_groups, rates_by_part
+from lorabake.train.scaling import LossScale
+from lorabake.train.starting import start_from_file
+from lorabake.train.text import TextSource
+from lorabake.train.validation import HeldOut, inputs_of
+from lorabake.train.views import each_of, views_of
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CACHE = Path(".lorabake", "latents")
+"""Where a dataset keeps its latents. Safe to delete."""
+TEXT_CACHE = Path(".lorabake", "text")
+"""Where a dataset keeps what text encoders say of captions. Safe to delete."""
+
+
+def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda: False) -> Bake:
+    """Load the model, graft the adapter, encode what is not cached, and build the optimizer.
+
+    Raises:
+        Interrupted: ``stop()`` was true while pictures were being encoded; those that are done stay in the cache.
+        UserError: the recipe wants a GPU, and there is none.
+    """
+    recipe = checked.recipe
+    dtype, device = _DTYPES[recipe.train.precision or "fp32"], recipe.train.device or "cpu"
+    check_device(device, "train.device")
+    reading = recipe.model.reading(family_card(checked.facts).text_options)
+    model = load_model(checked.facts, late=True, dtype=dtype, device=device, **reading)
+    _reschedule(model, recipe.objective.settings)
+    if recipe.model.quantize:
+        quantise(model, recipe.model.quantize)
+        reading = {**reading, "quantize": recipe.model.quantize}
+    seen = [views_of(own.samples, own.placements, recipe.data, events) for own in checked.pictures]
+    fresh = recipe.data.augment.fresh
+    latents = [found for views, folder in zip(seen, checked.pictures, strict=True)
+               for found in _latents(views, folder.home, model, events, stop, fresh=fresh)]  # fmt: skip
+    asked_views = _views_held_out(checked)
+    asked_latents = _latents(asked_views, checked.held_out.home, model, events, stop) if checked.held_out else []
+    rates = rates_by_part(recipe.rates, tuple(model.parts))
+    parts: tuple[Part, ...] = tuple(rates)
+    text = TextSource(model, trained=parts != ("denoiser",), repeating=is_static(recipe.data.captions), reading=reading)
+    idle = _free(model, text, checked, fresh, events, stop)
+    grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
+    ups = begins_at_zero(grafted) if recipe.rates.lora_plus_ratio else frozenset()
+    grafted.training = True
+    began = recipe.start.start_from
+    started_from = start_from_file(Path(began), grafted, checked.facts, events) if began else None
+    model.checkpoint_gradients(float(recipe.train.gradient_checkpointing))
+    groups, base_rates = rate_groups(grafted, recipe.rates, rates, ups)
+    averages = Averages(groups, recipe.train.ema) if recipe.train.ema else None
+    card = cast(OptimizerCard, find("optimizer", recipe.optimizer.name))
+    per_epoch, total = checked.length.steps_per_epoch, checked.length.steps
+    objective = find("objective", recipe.objective.name).load()(recipe.objective.settings, model)
+    noted_2B = torch.zeros(2, recipe.train.batch_size, device=model.device)
+    beside = Beside.of(objective)
+    learning = groups if beside is None else [*groups, beside.group]
+    optimizer = build(card, cast(OptimizerSettings, recipe.optimizer.settings), groups, base_rates)
+    scale = LossScale(optimizer, learning) if dtype == torch.float16 else None
+    return Bake(
+        recipe=recipe,
+        model=model,
+        graft=grafted,
+        objective=objective,
+        text=text,
+        groups=groups,
+        base_rates=base_rates,
+        optimizer=optimizer,
+        rate_of=card.rate,
+        averages=averages,
+        settle=_settling(recipe.train, grafted, averages),
+        samples=[sample for pictures in checked.pictures for sample in pictures.samples],
+        latents=latents,
+        framings=[
+            each_of(views, lambda at, views=views: views[at].framing) for of_folder in seen for views in of_folder
+        ],
+        buckets=[placement.bucket_wh for pictures in checked.pictures for placement in pictures.placements],
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        token_warmup_steps=warmup_steps(recipe.data.captions, per_epoch, total),
+        captured=_captured(model, objective, grafted, noted_2B, learning, events, scale),
+        noted_2B=noted_2B,
+        held_out=_held_out(checked, asked_views, asked_latents, model, grafted, objective, text),
+        turns=checked.regularisation.turns if checked.regularisation else None,
+        more_inputs=list(_more_inputs(checked, seen, text)),
+        beside=beside,
+        started_from=started_from,
+        idle=idle,
+        scale=scale,
+        hashes=hashes_of(checked.facts, events),
+    )
+
+
+def _free(
+    model: Model, text: TextSource, checked: Checked, fresh: bool, events: Events, stop: Callable[[], bool]
+) -> frozenset[Resident]:
+    """Have in memory what steps need, and nothing else; returns what they do not need. One comes after the other has gone."""
+    everything: set[Resident] = {*model.parts, "vae"}
+    idle: set[Resident] = set() if fresh else {"vae"}
+    model.rest(idle)
+    if text.keeps:
+        _keep_text(text, checked, events, stop)
+        idle = (everything - {"denoiser", "vae"}) | idle
+        model.rest(idle)
+    model.wake(everything - idle)
+    if checked.recipe.model.quantize:
+        layers, now, before = saved(model)
+        events.emit("note", text=f"model.quantize: {layers} layers take {size(now)} in place of {size(before)}.")
+    return frozenset(idle)
+
+
+def _reschedule(model: Model, settings: Settings) -> None:
+    """Give the model the noise schedule that its objective wants, for steps and samples alike."""
+    changes = settings.schedule() if isinstance(settings, ObjectiveSettings) else {}
+    if changes:
+        model.sampler = {**model.sampler, **changes}
+        model.betas_T = betas_of(model.sampler)
+
+
+def _latents(
+    views: Sequence[Sequence[View]],
+    home: Path,
+    model: Model,
+    events: Events,
+    stop: Callable[[], bool],
+    *,
+    fresh: bool = False,
+) -> list[Sequence[torch.Tensor]]:
+    """The latents of a folder's pictures, kept in the folder itself: others may be trained with them too. ``fresh`` ones are not kept."""
+    if fresh:
+        return [each_of(own, lambda at, own=own: fresh_latent(own[at], model)) for own in views]
+
+    def progress(done: int, total: int) -> None:
+        events.emit("encoding", done=done, total=total)
+        if stop():
+            raise Interrupted(f"Stopped after encoding {done} of {total} pictures. The same command continues.")
+
+    def not_kept(reason: str) -> None:
+        events.emit("latents_not_kept", reason=reason)
+
+    flat = [view for of_sample in views for view in of_sample]
+    found = iter(cached_latents(flat, model, home / CACHE, progress, not_kept))
+    return [[next(found) for _ in of_sample] for of_sample in views]
+
+
+def _keep_text(text: TextSource, checked: Checked, events: Events, stop: Callable[[], bool]) -> None:
+    """Have every caption encoded that the run will show, ask about or keep as the base answers it."""
+
+    def progress(done: int, total: int) -> None:
+        events.emit("encoding_text", done=done, total=total)
+        if stop():
+            raise Interrupted(f"Stopped after encoding {done} of {total} captions. The same command continues.")
+
+    def not_kept(reason: str) -> None:
+        events.emit("text_not_kept", reason=reason)
+
+    home, *_ = (pictures.home for pictures in checked.pictures)
+    text.keep(captions_of(checked), home / TEXT_CACHE, progress, not_kept)
+
+
+def captions_of(checked: Checked) -> Iterator[str]:
+    """Every caption of a run whose captions are static (:func:`lorabake.dataset.caption.is_static`), some of them several times."""
+    recipe = checked.recipe
+    config, (training, *regularising) = recipe.data.captions, checked.pictures
+    own = [(sample.caption, config) for sample in training.samples]
+    own += [(sample.caption, without_additions(config)) for folder in regularising for sample in folder.samples]
+    shown = [caption_for_step(caption, how, random_stream(recipe.train.seed, "captions")) for caption, how in own]
+    shown += [""] * (config.caption_dropout_every_n_epochs > 0)
+    yield from shown
+    if recipe.preservation.weight > 0:
+        yield from map(recipe.preservation.kept_caption, shown)
+    if checked.held_out:
+        yield from (full_caption(sample.caption, config) for sample in checked.held_out.samples)
+
+
+def _views_held_out(checked: Checked) -> list[list[View]]:
+    """Each picture that is not trained on, seen as it is."""
+    pictures = checked.held_out
+    pairs = zip(pictures.samples, pictures.placements, strict=True) if pictures else ()
+    return [[View(sample, place, mirrored=False)] for sample, place in pairs]
+
+
+def _held_out(
+    checked: Checked,
+    views: Sequence[Sequence[View]],
+    latents: Sequence[Sequence[torch.Tensor]],
+    model: Model,
+    grafted: Graft,
+    objective: Objective,
+    text: TextSource,
+) -> HeldOut | None:
+    """What asks about pictures that are not trained on, where there are any."""
+    pictures, recipe = checked.held_out, checked.recipe
+    if pictures is None:
+        return None
+    shown = [None if mask is None else weights(mask, recipe.data.masks, mirrored=False) for mask in pictures.masks]
+    masks = shown or [None] * len(pictures.samples)
+    framings = [view.framing for (view,) in views]
+    inputs = inputs_of(
+        pictures,
+        [latent for (latent,) in latents],
+        framings,
+        masks,
+        model,
+        objective,
+        text,
+        recipe.data.captions,
+        recipe.validation,
+    )
+    return HeldOut(inputs, functools.partial(loss_of, model, objective), model, grafted)
+
+
+def _more_inputs(
+    checked: Checked, seen: Sequence[Sequence[Sequence[View]]], text: TextSource
+) -> Iterator[Callable[[Asked], Inputs]]:
+    """What makes the inputs that not every run's loss is computed from; ``seen`` are the views of every picture of every folder."""
+    recipe, regularisation = checked.recipe, checked.regularisation
+    if recipe.preservation.weight > 0:
+        yield KeptInputs(text, recipe.preservation, recipe.train.seed)
+    if any(mask is not None for pictures in checked.pictures for mask in pictures.masks):
+        config, cell = recipe.data.masks, checked.facts.latent_scale
+        masks = [mask for pictures, views in zip(checked.pictures, seen, strict=True)
+                 for mask in masks_of(pictures, views, config, cell)]  # fmt: skip
+        mirrored = [each_of(own, lambda at, own=own: own[at].mirrored) for views in seen for own in views]
+        sizes_wh = [placement.bucket_wh for pictures in checked.pictures for placement in pictures.placements]
+        cells = [(height // cell, width // cell) for width, height in sizes_wh]
+        yield MaskInputs(masks, mirrored, cells, config, recipe.train.seed, recipe.preservation.outside_masks)
+    if regularisation and regularisation.weight != 1:
+        counts = [1.0] * len(checked.samples) + [regularisation.weight] * len(regularisation.samples)
+        yield lambda asked: {"weight_B": torch.tensor([counts[index] for index, _ in asked.views])}
+
+
+def _settling(
+    train: TrainSettings, grafted: Graft, averages: Averages | None
+) -> tuple[Callable[[int], Mapping[str, float]], ...]:
+    """What happens to the weights after each step: limits first, then averages of what they left."""
+    found: list[Callable[[int], Mapping[str, float]]] = []
+    if train.max_weight_norm is not None:
+        limit = norm_limit(grafted, train.max_weight_norm)
+        found.append(lambda step: limit())
+    if averages is not None:
+
+        def average(step: int) -> Mapping[str, float]:
+            averages.update(step)
+            return {}
+
+        found.append(average)
+    return tuple(found)
+
+
+def _captured(
+    model: Model,
+    objective: Objective,
+    grafted: Graft,
+    noted_2B: torch.Tensor,
+    groups: Sequence[FlatGroup],
+    events: Events,
+    scale: LossScale | None,
+) -> Captured | None:
+    """Recordings pay on a GPU, where launching costs more than computing; a CPU has nothing to gain."""
+    if model.device.type != "cuda":
+        return None
+
+    def not_recorded(reason: str) -> None:
+        events.emit("not_recorded", reason=reason)
+
+    of_inputs, record = (
+        functools.partial(loss_of, model, objective, graft=grafted, noted_2B=noted_2B),
+        CudaGraphs(model.device),
+    )
+    factor = scale.factor if scale else None
+    return Captured(of_inputs, groups, model.device, record, not_recorded, grafted.ahead, factor)
