@@ -146,8 +146,8 @@ def test_aliases_of_pieces_cover_their_layer_once(model: Model) -> None:
 @pytest.mark.parametrize("value", [1, 2])
 def test_every_text_option_can_be_set(facts: ModelFacts, value: int) -> None:
     values = {"clip_skip": value, "max_tokens": 75 * value, "t5_tokens": 8 * value}
-    options = {name: values[name] for name in family_card(facts).text_options}
-    readers = caption_readers(facts, cast(Any, options))
+    options: Any = {name: values[name] for name in family_card(facts).text_options}
+    readers = caption_readers(facts, options)
     tokens = load_model(facts, **options).tokenize(CAPTIONS)
     for part, read in readers.items():
         assert read(CAPTIONS)[2].room < tokens[part].shape[1], "starts and ends need room too"

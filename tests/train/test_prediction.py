@@ -86,8 +86,9 @@ def pictures(pocket: Model, drawings: list[tuple[Any, str]]) -> list[tuple[Tenso
     return [(latents(image), caption, Framing((64, 64), (0, 0), (64, 64))) for image, caption in drawings]
 
 
-def look(model: Any, pictures: list[tuple[Tensor, str, Framing]]) -> None:
-    check_prediction(model, *map(list, zip(*pictures, strict=True)))
+def look(model: Any, pictures: list[Any]) -> None:
+    latents, captions, framings = ([picture[part] for picture in pictures] for part in range(3))
+    check_prediction(model, latents, captions, framings)
 
 
 @pytest.mark.parametrize("declared", ["epsilon", "v"])

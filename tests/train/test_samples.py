@@ -36,8 +36,12 @@ def test_a_sample_is_what_generate_draws_with_the_checkpoint(
     run(oven, dataset, tmp_path / "run", words)
     for step, name in ((2, "mira-step00000002"), (4, "mira")):
         file = tmp_path / "run" / "checkpoints" / f"{name}.safetensors"
-        drawn = [image.tobytes() for image in lorabake.generate(PROMPTS, loras=[file])]
-        assert drawn == [pixels(tmp_path / "run" / "samples" / f"step{step:08d}_{index:02d}.png") for index in range(2)]
+        drawn = lorabake.generate(PROMPTS, loras=[file])
+        samples = [tmp_path / "run" / "samples" / f"step{step:08d}_{index:02d}.png" for index in range(2)]
+        assert [image.tobytes() for image in drawn] == [pixels(path) for path in samples]
+        assert [image.info["parameters"] for image in drawn] == [
+            Image.open(path).info["parameters"] for path in samples
+        ]
     base = [image.tobytes() for image in lorabake.generate(PROMPTS, clip_skip=2)]
     assert base == [pixels(tmp_path / "run" / "samples" / f"step00000000_{index:02d}.png") for index in range(2)]
     assert base[0] != pixels(tmp_path / "run" / "samples" / "step00000004_00.png")
@@ -72,7 +76,7 @@ def test_prompts_of_a_file(oven: Any, dataset: Path, tmp_path: Path, options: Op
     words = options(train__length="1 steps", sample__prompts=["hat --s 1"], sample__prompts_file="prompts.txt")
     run(oven, dataset, tmp_path / "run", words)
     texts = [infotext_of(path) for path in sorted((tmp_path / "run" / "samples").glob("step00000001*"))]
-    assert [text.split("\n")[0] for text in texts] == ["hat", "sea", "night"]
+    assert [text.split("\n")[0] for text in texts] == [f"{text} <lora:mira:1>" for text in ("hat", "sea", "night")]
     assert "Size: 64x96" in texts[1] and "Negative prompt: rain" in texts[1] and "Seed: 9" in texts[1]
     assert f'prompts_file = "{tmp_path / "prompts.txt"}"' in (tmp_path / "run" / "recipe.toml").read_text()
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from lorabake.base.errors import LorabakeError
 from lorabake.base.events import Events
+from lorabake.base.header import read_header
 from lorabake.base.runs import Run
 from lorabake.recipe import Checked
 from lorabake.recipe.prompts import Prompt
 from lorabake.sampling.apply import apply_lora
 from lorabake.sampling.draw import draw
-from lorabake.sampling.infotext import Infotext, save_png, write
+from lorabake.sampling.infotext import Infotext, UsedLora, save_png, write
 from lorabake.train.awake import awake
 from lorabake.train.bake import Bake
 from lorabake.train.checkpoint import write_checkpoint
@@ -54,23 +55,19 @@ class Samples:
             listeners: told where there are none.
         """
         try:
-            with awake(self._bake.model), self._as_saved(step, file):
+            with awake(self._bake.model), self._as_saved(step, file) as used:
                 images = draw(self._bake.model, self._prompts)
             for index, (image, prompt) in enumerate(zip(images, self._prompts, strict=True)):
-                infotext = write(Infotext(prompt, self._checked.facts.name, extra=self._extra))
+                infotext = write(Infotext(prompt, self._checked.facts.name, loras=used, extra=self._extra))
                 save_png(image, self._run.samples / sample_name(step, index), infotext)
-        except (
-            LorabakeError,
-            OSError,
-            RuntimeError,
-        ) as error:  # a full disk or memory: the LoRA matters more than its samples
+        except (LorabakeError, OSError, RuntimeError) as error:  # a full disk or memory: the LoRA matters more
             listeners.emit("samples_failed", step=step, reason=str(error))
         else:
             log.emit("samples", step=step, count=len(self._prompts))
 
     @contextmanager
-    def _as_saved(self, step: int, file: Path | None) -> Iterator[None]:
-        """The model with the adapter's file on it, in the number type that is saved, and not with the adapter that is trained.
+    def _as_saved(self, step: int, file: Path | None) -> Iterator[tuple[UsedLora, ...]]:
+        """The model with the adapter's file on it, in the number type that is saved, and not with the adapter that is trained; that file.
 
         A whole model is drawn as it is: it is saved in the numbers that it is trained in.
         """
@@ -78,7 +75,7 @@ class Samples:
         if graft.card.saves == "model":
             graft.training = False
             try:
-                yield
+                yield ()
             finally:
                 graft.training = True
             return
@@ -86,6 +83,6 @@ class Samples:
             path = file or write_checkpoint(Path(folder), self._checked, self._bake, step)
             applied = apply_lora(self._bake.model, path)
             try:
-                yield
+                yield (UsedLora(path.stem, 1.0, read_header(path).payload_sha256[:12]),)
             finally:
                 applied.remove()
