@@ -117,7 +117,7 @@ def test_what_files_say_of_it(dataset: Path, girls: Path, tmp_path: Path) -> Non
     assert said["ss_num_reg_images"] == "15" and said["ss_prior_loss_weight"] == "0.5"
     assert json.loads(said["ss_reg_dataset_dirs"]) == {"1_girl": {"n_repeats": 1, "img_count": 15}}
     pictures = json.loads((tmp_path / "run" / "pictures.json").read_text())
-    assert len(pictures) == 21 and "regularisation: reg/1_girl/000.png" in pictures
+    assert len(pictures) == 21 and "regularisation: 1_girl/000.png" in pictures
     assert (girls / ".lorabake" / "latents").exists(), "kept where other datasets find them"
 
 
