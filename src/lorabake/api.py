@@ -178,16 +178,18 @@ def generate(
     """
     from lorabake.base.header import read_header
     from lorabake.families import inspect_model, load_on
+    from lorabake.families.networks.noise import reschedule
     from lorabake.sampling.apply import apply_lora
     from lorabake.sampling.draw import draw
     from lorabake.sampling.infotext import Infotext, UsedLora, write
-    from lorabake.sampling.reading import infotext_extra
+    from lorabake.sampling.reading import infotext_extra, schedule_of
 
     files = _weighted(loras)
     facts = inspect_model(**source_of({}, base, vae, text_encoders, prediction))
     asked: TextOptions = {"clip_skip": clip_skip, "max_tokens": max_tokens, "t5_tokens": t5_tokens}
     chosen, options = _readable(facts, prompts, [path for path, _ in files], asked, on_note)
     model = load_on(facts, device, precision, **options)
+    reschedule(model, schedule_of(facts, [path for path, _ in files]))
     for path, weight in files:
         apply_lora(model, path, weight)
     pictures = draw(model, chosen, progress=progress)
@@ -233,6 +235,8 @@ def grid(
         UserError: as for :func:`generate`; or the run has no LoRA files.
     """
     from lorabake.families import inspect_model, load_on
+    from lorabake.families.networks.noise import reschedule
+    from lorabake.sampling.reading import schedule_of
     from lorabake.sampling.tasting import taste
 
     files, own = checkpoints_of(run)
@@ -241,6 +245,7 @@ def grid(
     asked: TextOptions = {"clip_skip": clip_skip, "max_tokens": max_tokens, "t5_tokens": t5_tokens}
     chosen, options = _readable(facts, prompts, files, asked, on_note)
     model = load_on(facts, device, precision, **options)
+    reschedule(model, schedule_of(facts, files))
     return taste(model, files, weights, chosen, seeds, progress).picture()
 
 

@@ -11,7 +11,7 @@ from lorabake.base.lazy import lazy_module
 from lorabake.objectives._ruled import Ruled, per_sample
 from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.objectives.timesteps import Draw
-from lorabake.protocols.family import Prediction
+from lorabake.protocols.family import ZERO_TERMINAL_SNR, Prediction
 from lorabake.protocols.objective import ObjectiveCard
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class DiffusionSettings(ObjectiveSettings):
     models. Pictures must be drawn on the same schedule, with trailing timesteps, as the run's samples are."""
 
     def schedule(self) -> Mapping[str, Any]:
-        """Lin et al. 2023, arXiv 2305.08891: rescaled betas (algorithm 1), and timesteps that begin at the last one (table 2)."""
-        return {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.zero_terminal_snr else {}
+        """Lin et al. 2023, arXiv 2305.08891."""
+        return ZERO_TERMINAL_SNR if self.zero_terminal_snr else {}
 
     def unfit(self, prediction: Prediction) -> Iterator[tuple[str, str]]:
         """Noise cannot be told from noise."""

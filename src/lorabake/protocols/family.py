@@ -21,6 +21,10 @@ Quantisation = Literal["int8", "fp8", "nf4"]
 Resident = Literal[Part, "vae"]
 """What of a model is in memory or not: its parts, and its autoencoder."""
 LayerGroup = Literal["transformer", "resnet", "text", "other"]
+ZERO_TERMINAL_SNR: Mapping[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+"""Scheduler settings of models whose last timestep is noise alone: rescaled betas (algorithm 1 of arXiv 2305.08891), and timesteps that begin
+at the last one (table 2)."""
+
 TextOption = Literal["clip_skip", "max_tokens", "t5_tokens"]
 """Settings of a recipe's model section about how captions are read, which not every family has."""
 MOST_T5_TOKENS = 512

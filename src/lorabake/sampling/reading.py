@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lorabake.base.errors import UserError
 from lorabake.base.header import read_header
 from lorabake.families import caption_readers, family_card
-from lorabake.protocols.family import MOST_T5_TOKENS, ModelFacts, TextOption, TextOptions
+from lorabake.protocols.family import MOST_T5_TOKENS, ZERO_TERMINAL_SNR, ModelFacts, TextOption, TextOptions
 from lorabake.recipe.prompts import Prompt, shortened
 
 _KEYS: Mapping[TextOption, str] = {
@@ -47,6 +48,12 @@ def text_options(facts: ModelFacts, files: Sequence[Path], given: TextOptions) -
         if found:
             options[name] = next(iter(found.values()))
     return options
+
+
+def schedule_of(facts: ModelFacts, files: Sequence[Path]) -> Mapping[str, Any]:
+    """What LoRA files were trained to expect of the noise schedule, beside the model's own."""
+    told = [read_header(path).metadata.get("ss_zero_terminal_snr") for path in files if not path.is_dir()]
+    return ZERO_TERMINAL_SNR if "True" in told and facts.prediction == "v" else {}
 
 
 def cut_prompts(facts: ModelFacts, prompts: Sequence[Prompt], options: TextOptions) -> Iterator[str]:

@@ -11,7 +11,7 @@ import torch
 
 from lorabake.adapters import graft
 from lorabake.adapters._norms import norm_limit
-from lorabake.base.cards import Settings, find
+from lorabake.base.cards import find
 from lorabake.base.errors import Interrupted
 from lorabake.base.events import Events
 from lorabake.base.machine import check_device
@@ -19,7 +19,7 @@ from lorabake.base.streams import random_stream
 from lorabake.base.units import size
 from lorabake.dataset.caption import caption_for_step, full_caption, is_static, warmup_steps, without_additions
 from lorabake.families import family_card, load_model
-from lorabake.families.networks.noise import betas_of
+from lorabake.families.networks.noise import reschedule
 from lorabake.families.networks.quantised import quantise, saved
 from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.optimizers._averages import Averages
@@ -66,7 +66,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     check_device(device, "train.device")
     reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, late=True, dtype=dtype, device=device, **reading)
-    _reschedule(model, recipe.objective.settings)
+    objective = recipe.objective.settings
+    reschedule(model, objective.schedule() if isinstance(objective, ObjectiveSettings) else {})
     if recipe.model.quantize:
         quantise(model, recipe.model.quantize)
         reading = {**reading, "quantize": recipe.model.quantize}
@@ -146,14 +147,6 @@ def _free(
         layers, now, before = saved(model)
         events.emit("note", text=f"model.quantize: {layers} layers take {size(now)} in place of {size(before)}.")
     return frozenset(idle)
-
-
-def _reschedule(model: Model, settings: Settings) -> None:
-    """Give the model the noise schedule that its objective wants, for steps and samples alike."""
-    changes = settings.schedule() if isinstance(settings, ObjectiveSettings) else {}
-    if changes:
-        model.sampler = {**model.sampler, **changes}
-        model.betas_T = betas_of(model.sampler)
 
 
 def _latents(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 from lorabake.base.events import Events
@@ -85,6 +86,18 @@ def test_samples_are_drawn_on_the_schedule_that_is_trained(kitchens: Any, tmp_pa
     assert (first[0].timestep, first[1].timestep) == (801, 999), "leading, and trailing"
     assert first[0].alpha_bar > 0 and first[1].alpha_bar == 0.0
     assert last[0].next_alpha_bar == pytest.approx(last[1].next_alpha_bar), "the clean end stays"
+
+
+def test_generate_draws_on_the_schedule_that_a_file_was_trained_for(kitchens: Any, tmp_path: Path) -> None:
+    import lorabake
+
+    family, settings, _ = CASES["no signal at the end"]
+    into = run(kitchens, tmp_path / "run", family, settings)
+    base = check(kitchens(family).recipe).recipe.model
+    prompts = check(kitchens(family).recipe).recipe.sample.prompts
+    drawn = lorabake.generate(prompts, loras=[into / "checkpoints" / "mira.safetensors"], **base.source())
+    samples = [Image.open(path) for path in sorted((into / "samples").glob("step00000005_*.png"))]
+    assert samples and [image.tobytes() for image in drawn] == [image.tobytes() for image in samples]
 
 
 def test_a_whole_model_is_saved_with_the_schedule_that_was_trained(kitchens: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lorabake.base.errors import UserError
+from lorabake.protocols.family import Model
 
 
 def betas_of(sampler: Mapping[str, Any]) -> Tensor:
@@ -33,6 +34,17 @@ def betas_of(sampler: Mapping[str, Any]) -> Tensor:
             "The model asks for zero terminal SNR but predicts noise (epsilon): its last timestep has nothing to predict."
         )
     return _zero_terminal_snr(betas_T)
+
+
+def reschedule(model: Model, changes: Mapping[str, Any]) -> None:
+    """Give a loaded model another noise schedule, for steps and pictures alike.
+
+    Raises:
+        UserError: as for :func:`betas_of`.
+    """
+    if changes:
+        model.sampler = {**model.sampler, **changes}
+        model.betas_T = betas_of(model.sampler)
 
 
 def _zero_terminal_snr(betas_T: Tensor) -> Tensor:

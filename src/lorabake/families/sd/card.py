@@ -32,7 +32,16 @@ from lorabake.families.networks.layouts import same
 from lorabake.families.networks.predictions import NAMES, prediction_of, said_by, said_in_folder
 from lorabake.families.networks.tokenizer import WINDOW_TOKENS, ClipTokenizer, windows_for
 from lorabake.families.networks.weights import FLOATS, Weights, numbers, open_weights
-from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Prediction, Reader, TextOptions
+from lorabake.protocols.family import (
+    ZERO_TERMINAL_SNR,
+    FamilyCard,
+    ModelFacts,
+    ModelSource,
+    Part,
+    Prediction,
+    Reader,
+    TextOptions,
+)
 
 SCALE = 0.18215
 """Of SD's latents, which single files do not say."""
@@ -135,7 +144,7 @@ def _in_file(source: ModelSource) -> SDParts | None:
     said = said_by(weights, source.prediction, _undeclared(weights) if second else ("epsilon", None))
     scheduler: dict[str, Any] = {**NOISE, "prediction_type": NAMES[said.prediction]}
     if said.zero_terminal_snr:
-        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        scheduler |= ZERO_TERMINAL_SNR
     side = _LATENT_SIDE_V if second and said.prediction == "v" else _LATENT_SIDE
     return SDParts(unet, text_encoder, vae, scheduler, side, None, said.notes)
 

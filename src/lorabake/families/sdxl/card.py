@@ -31,7 +31,7 @@ from lorabake.families.networks.layouts import classic_clip, same
 from lorabake.families.networks.predictions import NAMES, prediction_of, said_by, said_in_folder
 from lorabake.families.networks.tokenizer import WINDOW_TOKENS, ClipTokenizer, windows_for
 from lorabake.families.networks.weights import Weights, open_weights
-from lorabake.protocols.family import FamilyCard, ModelFacts, ModelSource, Part, Reader, TextOptions
+from lorabake.protocols.family import ZERO_TERMINAL_SNR, FamilyCard, ModelFacts, ModelSource, Part, Reader, TextOptions
 
 SCALE = 0.13025
 """Of SDXL's latents, which single files do not say."""
@@ -143,7 +143,7 @@ def _in_file(source: ModelSource) -> SDXLParts | None:
     said = said_by(weights, source.prediction, ("epsilon", None))
     scheduler: dict[str, Any] = {**NOISE, "prediction_type": NAMES[said.prediction]}
     if said.zero_terminal_snr:
-        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        scheduler |= ZERO_TERMINAL_SNR
     return SDXLParts(unet, first, second, vae, scheduler, _LATENT_SIDE, None, said.notes)
 
 
