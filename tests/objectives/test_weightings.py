@@ -124,6 +124,17 @@ def test_learned_weights_start_as_the_plain_loss(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_without_what_was_learned_it_is_the_plain_loss_again(kind: str) -> None:
+    error_B, t = some(kind)
+    made = learning(kind)
+    with torch.no_grad():
+        made.parameters()["weights"].fill_(0.5)
+    assert not torch.equal(made.weigh(error_B, t), error_B)
+    assert torch.equal(made.unlearned().weigh(error_B, t), error_B)
+    assert made.parameters(), "the one that learns still does"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_learned_weights_by_hand(kind: str) -> None:
     """u = a₀ + a₁ cos(π s) + a₂ cos(2π s), s = σ / (1 + σ): loss and gradients are those of L / exp(u) + u."""
     error_B, t = some(kind)

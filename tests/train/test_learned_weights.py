@@ -111,3 +111,13 @@ def test_they_are_in_the_state_and_not_in_the_file(oven: Any, dataset: Path, tmp
         assert file.metadata()["ss_weighting_scheme"] == "learned"
     events = map(json.loads, (tmp_path / "run" / "events.jsonl").read_text().splitlines())
     assert len([event for event in events if event["kind"] == "step"]) == 3
+
+
+def test_held_out_losses_are_compared_by_one_measure(dataset: Path) -> None:
+    """What is learned of the weights moves no held-out loss, and so none of the base's after a new start."""
+    baked = bake(dataset, objective=LEARNED, validation={"share": 0.5})
+    assert baked.held_out is not None and baked.beside is not None
+    before = baked.held_out.compare()
+    with torch.no_grad():
+        baked.beside.group.values.fill_(0.5)
+    assert baked.held_out.compare() == before

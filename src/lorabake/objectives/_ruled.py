@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
@@ -50,6 +51,12 @@ class Ruled(ABC):
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """See :class:`lorabake.protocols.objective.LearningObjective`."""
         return {"weights": self._learned.a_K} if self._learned else {}
+
+    def unlearned(self) -> Ruled:
+        """See :class:`lorabake.protocols.objective.LearningObjective`."""
+        same = copy.copy(self)
+        same._learned = None
+        return same
 
     def noise(self, noise_BCHW: Tensor, latents_BCHW: Tensor, stream: Stream) -> dict[str, Tensor]:
         """``noise_BCHW`` by the noise rule, and ``mixed_BCHW`` where it is perturbed."""

@@ -82,3 +82,7 @@ class LearningObjective(Protocol):
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """What is learned, by name; empty where nothing is."""
         ...
+
+    def unlearned(self) -> Objective:
+        """The same without what is learned: losses by it at different times can be compared."""
+        ...

@@ -27,7 +27,7 @@ from lorabake.optimizers._build import build
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import Model, Part, Resident
-from lorabake.protocols.objective import Objective
+from lorabake.protocols.objective import LearningObjective, Objective
 from lorabake.protocols.optimizer import OptimizerCard, OptimizerSettings
 from lorabake.recipe import Checked
 from lorabake.recipe.sections import TrainSettings
@@ -239,7 +239,8 @@ def _held_out(
         recipe.data.captions,
         recipe.validation,
     )
-    return HeldOut(inputs, functools.partial(loss_of, model, objective), model, grafted)
+    measure = objective.unlearned() if isinstance(objective, LearningObjective) else objective
+    return HeldOut(inputs, functools.partial(loss_of, model, measure), model, grafted)
 
 
 def _more_inputs(
