@@ -103,7 +103,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("noise offset", ("objective.noise=offset", "objective.noise_offset=0.1")),
         Row("pyramid noise", ("objective.noise=pyramid",)),
         Row("input perturbation", ("objective.input_perturbation=0.1",)),
-        *_each("objective.timesteps", "stratified", "sigmoid", "logit-normal"),
+        *_each("objective.timesteps", "stratified", "sigmoid"),
+        Row("timesteps logit-normal", ("objective.timesteps=logit-normal", "objective.logit_mean=0.5")),
         Row("all timesteps", ("objective.min_timestep=0", "objective.max_timestep=1000")),
     ),
     "Pictures": (

@@ -48,7 +48,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     results: Results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     rows = [*SEEDS, *(row for group in ROWS.values() for row in group)]
-    missing = [row for row in rows if results.get(row.name, {}).get("of") != fingerprint(row)]
+    missing = [row for row in rows if not _is_measured(row, results, arguments.work)]
     asked = [row for row in missing if not arguments.only or arguments.only in row.name]
     for number, row in enumerate(asked, 1):
         started = time.monotonic()
@@ -61,6 +61,12 @@ def main() -> None:
     PAGE.write_text(page(results))
     sheet(arguments.work)
     print(f"wrote {PAGE.name} and {SHEET.name}")
+
+
+def _is_measured(row: Row, results: Results, work: Path) -> bool:
+    """Whether its figures are there, and its pictures for the sheet."""
+    drawn = all((_folder(row, work) / f"{number}.png").exists() for number in range(len(PROMPTS)))
+    return drawn and results.get(row.name, {}).get("of") == fingerprint(row)
 
 
 def fingerprint(row: Row) -> str:
