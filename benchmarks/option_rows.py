@@ -43,7 +43,7 @@ every = "300 steps"
 name = "{name}"
 trigger = "{name}"
 """
-"""The demo's recipe, shorter, so that there is room above and below."""
+"""Like the demo's recipe, but plainer (even timesteps, a linear schedule) and shorter, so that there is room above and below."""
 
 
 @dataclass(frozen=True, slots=True)

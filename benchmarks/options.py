@@ -1,4 +1,4 @@
-"""What every training option really does: each is switched on by itself in the demo's recipe, trained, drawn with and judged.
+"""What every training option really does: each is switched on by itself in one plain recipe, trained, drawn with and judged.
 
     python benchmarks/options.py
 
@@ -213,7 +213,7 @@ def page(results: Results) -> str:
     lines = [
         "# What every option does",
         "",
-        "Made by `python benchmarks/options.py`: the demo's character trained on the pocket model with one option changed at a time,",
+        "Made by `python benchmarks/options.py`: the demo's character trained on the pocket model, plainly, with one option changed at a time,",
         f"{PICTURES} pictures drawn with its name and {PICTURES} without. *Identity*: how often the character's own features are there.",
         "*Obeys*: how often the prompted background, framing and pose are. *Leaks*: how often the features are there without the name.",
         "*Step*: seconds for each picture trained, over those of the plain recipe. `lorabake explain` says what each option is for; this",

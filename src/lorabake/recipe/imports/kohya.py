@@ -359,34 +359,24 @@ def _samples(reading: Reading) -> None:
                 "sample_prompts",
                 "one a line",
             )
-    epochs, steps = reading.whole("sample_every_n_epochs"), reading.whole("sample_every_n_steps")
-    key = "sample_every_n_epochs" if epochs else "sample_every_n_steps"
-    if not (epochs or steps):
-        return
-    if not reading.get("sample"):
-        reading.unused(key, "there are no prompts.")
-    else:
-        reading.put(
-            "sample.every",
-            _values.span(epochs or steps or 1, "epochs" if epochs else "steps"),
-            key,
-            "with its unit",
-        )
+    _rhythm(reading, "sample", needs="sample", without="there are no prompts.")
 
 
 def _validation(reading: Reading) -> None:
-    epochs, steps = reading.whole("validate_every_n_epochs"), reading.whole("validate_every_n_steps")
-    key = "validate_every_n_epochs" if epochs else "validate_every_n_steps"
-    if epochs or steps:
-        if not reading.get("validation.share"):
-            reading.unused(key, "there is no validation_split.")
-        else:
-            reading.put(
-                "validation.every",
-                _values.span(epochs or steps or 1, "epochs" if epochs else "steps"),
-                key,
-                "with its unit",
-            )
+    _rhythm(reading, "validate", needs="validation.share", without="there is no validation_split.")
+
+
+def _rhythm(reading: Reading, what: str, needs: str, without: str) -> None:
+    """How often something is done, in epochs or steps; without effect where there is nothing to do."""
+    epochs, steps = reading.whole(f"{what}_every_n_epochs"), reading.whole(f"{what}_every_n_steps")
+    key = f"{what}_every_n_epochs" if epochs else f"{what}_every_n_steps"
+    if not (epochs or steps):
+        return
+    if not reading.get(needs):
+        reading.unused(key, without)
+        return
+    often = _values.span(epochs or steps or 1, "epochs" if epochs else "steps")
+    reading.put(f"{needs.partition('.')[0]}.every", often, key, "with its unit")
 
 
 def _no_use(reading: Reading) -> None:
