@@ -54,6 +54,7 @@ TRAINED: dict[str, Sequence[Level]] = {
     "adapter": ({}, {"adapter.conv_rank": 2}, {"adapter.dropout": 0.2, "adapter.rank_dropout": 0.2, "adapter.module_dropout": 0.2},
                 {"adapter.rank_stabilized": True, "adapter.alpha": 2.0}, {"adapter.block_rank": {"down_blocks": 0}}),
     "step": ({}, {"train.gradient_accumulation": 2}, {"train.gradient_checkpointing": True}, {"train.precision": "bf16"},
+             {"train.gradient_checkpointing": True, "train.blocks_to_swap": 4},
              {"train.max_weight_norm": 0.5}, {"train.ema": [0.5, 0.9]}),
 }  # fmt: skip
 """What may change the result: the levels of each factor, the first of which is off."""

@@ -52,7 +52,7 @@ def stacks_of(layers: Iterable[_Grafted]) -> list[Stack]:
             constants = tuple(float(tensor) for tensor in layer.tensors.values() if tensor.ndim == 0)
             key = (type(base), base.weight.shape, shapes, constants, layer.settings.model_dump_json())
             found.setdefault(key, []).append(layer)
-    return [Stack(alike, torch.stack([rows_of(_weight(layer)) for layer in alike])) for alike in found.values()]
+    return [Stack(alike, torch.stack([_rows_beside(layer) for layer in alike])) for alike in found.values()]
 
 
 def make(stacks: Iterable[Stack], layer_type: LayerType, multiplier: float, training: bool) -> bool:
@@ -67,6 +67,12 @@ def make(stacks: Iterable[Stack], layer_type: LayerType, multiplier: float, trai
         for layer, weight in zip(layers, changed.unbind(), strict=True):
             layer.changed_weight = weight_of(weight, _weight(layer))
     return True
+
+
+def _rows_beside(layer: _Grafted) -> Tensor:
+    """Its frozen weight where its change is: the weight may wait elsewhere just now."""
+    device = next(tensor.device for tensor in layer.tensors.values() if tensor.ndim)
+    return rows_of(_weight(layer)).to(device)
 
 
 def _is_plain(base: nn.Linear | nn.Conv2d) -> bool:

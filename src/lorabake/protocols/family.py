@@ -241,6 +241,11 @@ class Model(Protocol):
         """Trade time for memory: recompute activations in the backward pass, in this share of the denoiser's blocks (0 none, 1 all)."""
         ...
 
+    def swap_blocks(self, count: int) -> Callable[[], str]:
+        """Have so many of the denoiser's blocks wait in main memory until their turn, all of them if there are fewer. Only for frozen weights, and with
+        all blocks recomputed; to be called before adapters are put on. Returns what tells how much that is, once the weights are there."""
+        ...
+
     def resting(self) -> frozenset[Resident]:
         """What of the model is not in memory."""
         ...

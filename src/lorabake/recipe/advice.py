@@ -70,6 +70,8 @@ def _by_section(checked: Checked) -> Iterator[str]:
     yield from _idle_for_models(recipe)
     if recipe.train.precision == "fp16" and recipe.train.device == "cpu":
         yield "train.precision = 'fp16': a CPU computes it by way of other types, slower than fp32, and gains only memory."
+    if recipe.train.blocks_to_swap and recipe.train.device == "cpu":
+        yield "train.blocks_to_swap: on a CPU there is no other memory to wait in; blocks are copied for nothing."
     yield from token_warnings(checked.captions, recipe.model.reading(options), data.captions)
 
 

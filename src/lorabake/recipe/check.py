@@ -143,8 +143,26 @@ def _contradictions(
             f"adapter '{adapter.name}' trains the weights themselves, whose size is not that of a change. Leave it out."
         )
         yield Problem("train.max_weight_norm", what)
+    if train is not None:
+        yield from _swapping(train, trains_base=adapter is not None and adapter_card(adapter).trains_base)
     if train is not None and len(set(train.ema)) < len(train.ema):
         yield Problem("train.ema", f"{list(train.ema)}: one of them is there twice. Each makes a file of its own.")
+
+
+def _swapping(train: TrainSettings, trains_base: bool) -> Iterator[Problem]:
+    name, count = "train.blocks_to_swap", train.blocks_to_swap
+    if 0 < count < 3:
+        yield Problem(
+            name,
+            f"{count}: two blocks are on the card at any time, so that fewer than 3 save nothing. Give 3 or more, or 0.",
+        )
+    if count and trains_base:
+        yield Problem(
+            name, f"{count}: this adapter trains the blocks themselves, which must stay where they are. Leave it out."
+        )
+    elif count and train.gradient_checkpointing is not True:
+        what = f"{count}: blocks that come and go must be recomputed. Set train.gradient_checkpointing = true as well."
+        yield Problem(name, what)
 
 
 def _preservation(values: Mapping[str, Any], dataset: Dataset | None) -> Iterator[Problem]:

@@ -214,6 +214,10 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
     """Recompute activations instead of keeping them: about 40 % slower, much less memory. Or the share of the denoiser's blocks to do so with, such
     as 0.5: about that share of the time and of what is saved. The result is the same to the last bit. Default: none."""
+    blocks_to_swap: int = Field(default=0, ge=0, le=1000)
+    """Blocks of the frozen denoiser that wait in main memory and come to the GPU one ahead of their turn, for models that are larger than the card: two
+    of them are there at any time, so 3 is the fewest. Needs gradient_checkpointing = true. More than the model has means all. The result is the
+    same; steps are slower as soon as copying takes longer than computing. Default 0: none."""
     device: Literal["cpu", "cuda"] | None = None
     """Where to train. Default: the GPU if there is one."""
     threads: int | None = Field(default=None, ge=1, le=1024)

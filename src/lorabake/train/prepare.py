@@ -71,6 +71,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     if recipe.model.quantize:
         quantise(model, recipe.model.quantize)
         reading = {**reading, "quantize": recipe.model.quantize}
+    swapped = model.swap_blocks(recipe.train.blocks_to_swap) if recipe.train.blocks_to_swap else None
     seen = [views_of(own.samples, own.placements, recipe.data, events) for own in checked.pictures]
     fresh = recipe.data.augment.fresh
     latents = [found for views, folder in zip(seen, checked.pictures, strict=True)
@@ -81,6 +82,8 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     parts: tuple[Part, ...] = tuple(rates)
     text = TextSource(model, trained=parts != ("denoiser",), repeating=is_static(recipe.data.captions), reading=reading)
     idle = _free(model, text, checked, fresh, events, stop)
+    if swapped:
+        events.emit("note", text=f"train.blocks_to_swap: {swapped()}")
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
     ups = begins_at_zero(grafted) if recipe.rates.lora_plus_ratio else frozenset()
     grafted.training = True
@@ -118,7 +121,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         steps_per_epoch=per_epoch,
         total_steps=total,
         token_warmup_steps=warmup_steps(recipe.data.captions, per_epoch, total),
-        captured=_captured(model, objective, grafted, noted_2B, learning, events, scale),
+        captured=_captured(model, objective, grafted, noted_2B, learning, events, scale, swapped is not None),
         noted_2B=noted_2B,
         held_out=_held_out(checked, asked_views, asked_latents, model, grafted, objective, text),
         turns=checked.regularisation.turns if checked.regularisation else None,
@@ -289,9 +292,11 @@ def _captured(
     groups: Sequence[FlatGroup],
     events: Events,
     scale: LossScale | None,
+    swapped: bool,
 ) -> Captured | None:
-    """Recordings pay on a GPU, where launching costs more than computing; a CPU has nothing to gain."""
-    if model.device.type != "cuda":
+    """Recordings pay on a GPU, where launching costs more than computing; a CPU has nothing to gain. What is recorded is where weights lie, so that
+    they cannot come and go."""
+    if model.device.type != "cuda" or swapped:
         return None
 
     def not_recorded(reason: str) -> None:

@@ -122,6 +122,10 @@ class FluxTransformer(nn.Module):
         self.single_blocks = nn.ModuleList([SingleStreamBlock(channels, heads) for _ in range(config.single_blocks)])
         self.final_layer = FinalLayer(channels, config.token_channels)
 
+    def blocks(self) -> list[list[nn.Module]]:
+        """What is recomputed as one, in the order of their turns."""
+        return [[block] for block in (*self.double_blocks, *self.single_blocks)]
+
     def forward(
         self,
         latents_BCHW: Tensor,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from lorabake.base.units import size
 from lorabake.families.networks.components import Component
 from lorabake.families.networks.config import VaeConfig
 from lorabake.families.networks.load import digest, fill
 from lorabake.families.networks.residence import Residence, give_back, residence_of, resting
+from lorabake.families.networks.swapping import BlockSwap, evenly
 from lorabake.families.networks.vae import AutoencoderKL
 from lorabake.protocols.family import Layer, ModelFacts, Part, Resident
 
@@ -96,6 +98,20 @@ class LatentModel:
         """
         for residence in self._residences(names):
             residence.wake()
+
+    def swap_blocks(self, count: int) -> Callable[[], str]:
+        """Have so many of the denoiser's blocks wait in main memory, spread among the others; they must all be recomputed.
+
+        Returns:
+            What tells, once the weights have been read, how many there are and what they take.
+        """
+        network: Any = self.parts["denoiser"]
+        blocks: Sequence[Sequence[nn.Module]] = network.blocks()
+        chosen = evenly(len(blocks), count)
+        swap = BlockSwap(network, [blocks[index] for index in chosen], self._device)
+        return lambda: (
+            f"{len(chosen)} of {len(blocks)} blocks wait in main memory, {size(swap.nbytes)}; the two in turn take {size(swap.on_card)}."
+        )
 
     def _networks(self) -> Mapping[str, nn.Module]:
         return {**self.parts, "vae": self.vae}

@@ -23,6 +23,8 @@ Read = Callable[[], Iterable[tuple[str, Tensor]]]
 """Tensors by name, one at a time, straight from the files."""
 Store = Callable[[str, nn.Module, Tensor], bool]
 """Told of each weight as it arrives (name, the module it is of, the tensor); True where the module keeps it in another form."""
+Then = Callable[[nn.Module, str], None]
+"""Told of each weight once its module has it: the module, and its name there."""
 
 _LATE: ContextVar[bool] = ContextVar("late", default=False)
 STORED = "stored"
@@ -67,6 +69,7 @@ class Residence:
         self._hooks: list[Any] = []
         self._lock = threading.RLock()
         self._store: Store | None = None
+        self._then: Then | None = None
         self.rests = False
         self._leave(dtype)
 
@@ -86,6 +89,8 @@ class Residence:
                 module, own = self._places[name]
                 if self._store is None or not self._store(name, module, tensor):
                     _put(module, own, tensor)
+                if self._then is not None:
+                    self._then(module, own)
             for hook in self._hooks:
                 hook.remove()
             self._hooks.clear()
@@ -102,6 +107,10 @@ class Residence:
     def store(self, store: Store) -> None:
         """From the next time that weights are read, keep them in another form."""
         self._store = store
+
+    def then(self, then: Then) -> None:
+        """From the next time that weights are read, do something with each that has been."""
+        self._then = then
 
     def _leave(self, dtype: torch.dtype | None = None) -> None:
         for module, name in self._places.values():

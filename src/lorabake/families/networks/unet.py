@@ -45,6 +45,10 @@ class UNetBlock(nn.Module):
     attentions: nn.ModuleList
     gradient_checkpointing: int = 0
 
+    def pairs(self) -> list[list[nn.Module]]:
+        """Each residual block with its transformer, if it has one, in the order of their turns."""
+        return [[resnet, *self.attentions[index : index + 1]] for index, resnet in enumerate(self.resnets)]
+
     def step(
         self, index: int, x_BCHW: Tensor, time_BE: Tensor, text_BMD: Tensor, kept_BKHW: Tensor | None = None
     ) -> Tensor:
@@ -151,14 +155,20 @@ class UNet2DConditionModel(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
+    def blocks(self) -> list[list[nn.Module]]:
+        """The pairs of residual block and transformer: what is recomputed as one, in the order of their turns."""
+        return [pair for block in self._levels() for pair in block.pairs()]
+
+    def _levels(self) -> list[Any]:
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]
+
     def checkpoint_gradients(self, share: float) -> None:
         """Keep few activations and recompute the others in the backward pass, in a share of the pairs of residual block and transformer.
 
         They are the first ones: their turn in the backward pass comes last, when the others' activations are gone.
         """
-        blocks: list[Any] = [*self.down_blocks, self.mid_block, *self.up_blocks]
-        left = math.ceil(share * sum(len(block.resnets) for block in blocks))
-        for block in blocks:
+        left = math.ceil(share * len(self.blocks()))
+        for block in self._levels():
             block.gradient_checkpointing = min(left, len(block.resnets))
             left -= block.gradient_checkpointing
 

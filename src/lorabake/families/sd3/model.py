@@ -174,6 +174,10 @@ class SD3Transformer(nn.Module):
         self.joint_blocks = nn.ModuleList([JointBlock(config, index) for index in range(config.blocks)])
         self.final_layer = FinalLayer(channels, PATCH * PATCH * config.latent_channels)
 
+    def blocks(self) -> list[list[nn.Module]]:
+        """What is recomputed as one, in the order of their turns."""
+        return [[block] for block in self.joint_blocks]
+
     def forward(self, latents_BCHW: Tensor, timesteps_B: Tensor, text_BMD: Tensor, pooled_BP: Tensor) -> Tensor:
         """The prediction for each latent, BCHW.
 
