@@ -134,7 +134,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         _optimizer("prodigy-schedule-free", "optimizer.lr=1", "optimizer.text_encoder_lr=1", "schedule.name=constant"),
         _optimizer("dadapt-adam", "optimizer.lr=1", "optimizer.text_encoder_lr=1", "schedule.warmup=0"),
         _optimizer("adafactor"),
-        _optimizer("came", "optimizer.lr=5e-4", "optimizer.text_encoder_lr=2e-4"),
+        _optimizer("came", "optimizer.lr=2.7e-4", "optimizer.text_encoder_lr=1e-4"),
         _optimizer("lion", "optimizer.lr=5e-4", "optimizer.text_encoder_lr=2e-4"),
         _optimizer("adamw-schedule-free", "schedule.name=constant"),
         _optimizer("muon"),

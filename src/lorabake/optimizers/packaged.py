@@ -219,6 +219,7 @@ CARDS = (
         CameSettings,
         extra=_EXTRA,
         sees="tensors",
+        of_adamw=0.1,
     ),
     OptimizerCard(
         "optimizer",
