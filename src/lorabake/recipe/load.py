@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,23 +88,31 @@ def changed(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return values
 
 
-def anchored(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The same values with relative paths made absolute, counted from ``folder``: a run's frozen recipe must mean the same everywhere."""
+def anchored(
+    raw: Mapping[str, Any], folder: Path, keep: Callable[[str, str], bool] = lambda setting, path: False
+) -> dict[str, Any]:
+    """The same values with relative paths made absolute, counted from ``folder``: a run's frozen recipe must mean the same everywhere.
+
+    Args:
+        raw: plain values by section.
+        folder: where the recipe is.
+        keep: tells of a setting, dotted, and a path whether it is to stay as it is.
+    """
+
+    def placed(path: Any) -> Any:
+        if not isinstance(path, str | os.PathLike) or keep(f"{section}.{name}", os.fspath(path)):
+            return path
+        return os.path.abspath(folder / expanded(path))
+
     values = {name: dict(section) if isinstance(section, Mapping) else section for name, section in raw.items()}
     for section, name in _PATHS:
         given = values.get(section)
         if not isinstance(given, dict) or (section, given.get(name)) == ("model", "pocket"):
             continue
         path = given.get(name)
-        if isinstance(path, str | os.PathLike):
-            given[name] = _absolute(path, folder)
-        elif isinstance(path, list | tuple):
-            given[name] = [_absolute(item, folder) if isinstance(item, str | os.PathLike) else item for item in path]
+        if path is not None:
+            given[name] = [placed(item) for item in path] if isinstance(path, list | tuple) else placed(path)
     return values
-
-
-def _absolute(path: str | os.PathLike[str], folder: Path) -> str:
-    return os.path.abspath(folder / expanded(path))
 
 
 def parse_model(raw: Mapping[str, Any]) -> ModelSettings | None:

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from lorabake.base.units import Duration
+from lorabake.recipe.exports import _blocks
 from lorabake.recipe.exports._writing import Writing
 from lorabake.recipe.imports import _optimizers, _schedules
 from lorabake.recipe.imports._kohya_rows import LOSSES, OPTIMIZERS, PRECISIONS, TIMESTEPS, TRAINING, WEIGHTINGS
@@ -29,8 +30,11 @@ _SCHEDULES = (
 def training(writing: Writing, flow: bool) -> str:
     """Set the training config but for the data; the family that it is for (``sd``, ``sd3`` or ``flux``)."""
     family = _model(writing, flow)
-    _network(writing, family)
-    lr = _rates(writing, flow)
+    arguments = _network(writing, family)
+    lr, trains_text = _rates(writing, flow)
+    arguments += _blocks.blocks(writing, family, lr, trains_text)
+    if arguments:
+        writing.config["network_args"] = arguments
     _optimizer(writing)
     steps = _length(writing)
     _schedule(writing, lr, steps)
@@ -75,11 +79,12 @@ def _model(writing: Writing, flow: bool) -> str:
 
 def _encoder(path: str) -> str:
     """Which text encoder a file is by its name: sd-scripts has to be told."""
-    name = PurePath(path).name.lower()
+    name = PurePath(path.replace("\\", "/")).name.lower()
     return "t5xxl" if "t5" in name else "clip_g" if "clip_g" in name or "bigg" in name else "clip_l"
 
 
-def _network(writing: Writing, family: str) -> None:
+def _network(writing: Writing, family: str) -> list[str]:
+    """Set the network; its arguments."""
     if writing.get("adapter.name") != "lora":
         writing.lost(
             "adapter.name",
@@ -107,14 +112,13 @@ def _network(writing: Writing, family: str) -> None:
     if ratio := writing.get("optimizer.lora_plus_ratio"):
         arguments.append(f"loraplus_lr_ratio={ratio!r}")
         writing.say("same", "optimizer.lora_plus_ratio", "network_args")
-    if arguments:
-        writing.config["network_args"] = arguments
     if start := writing.get("adapter.start_from"):
         writing.put("network_weights", start, "adapter.start_from")
+    return arguments
 
 
-def _rates(writing: Writing, flow: bool) -> float:
-    """Set the rates; the denoiser's."""
+def _rates(writing: Writing, flow: bool) -> tuple[float, bool]:
+    """Set the rates; the denoiser's, and whether text encoders are trained."""
     lr, text = writing.get("optimizer.lr"), writing.get("optimizer.text_encoder_lr")
     name = writing.get("optimizer.name")
     note = ""
@@ -134,9 +138,9 @@ def _rates(writing: Writing, flow: bool) -> float:
         writing.put(
             "network_train_unet_only", True, "optimizer.text_encoder_lr", note or "0 leaves the text encoders untrained"
         )
-        return lr
+        return lr, False
     writing.put("text_encoder_lr", text, "optimizer.text_encoder_lr", note)
-    return lr
+    return lr, True
 
 
 def _optimizer(writing: Writing) -> None:

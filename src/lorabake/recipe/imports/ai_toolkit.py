@@ -71,8 +71,18 @@ def read(reading: Reading) -> None:
         reading.lines.sort(key=lambda line: line.kind != "lost")
 
 
-_QUANTISED = {"qfloat8": "fp8", "float8": "fp8", "qint8": "int8", "int8": "int8", "qint4": "nf4", "nf4": "nf4"}
-"""Ours by their names."""
+_QUANTISED = {
+    "qfloat8": "fp8",
+    "qfloat8_e4m3fn": "fp8",
+    "float8": "fp8",
+    "qint8": "int8",
+    "int8": "int8",
+    "uint8": "int8",
+    "qint4": "nf4",
+    "uint4": "nf4",
+    "nf4": "nf4",
+}
+"""Ours by their names; what is there in whole numbers of 4 bits is here in nf4."""
 
 
 def _model(model: Reading) -> tuple[bool, bool]:
@@ -112,12 +122,17 @@ def _model(model: Reading) -> tuple[bool, bool]:
             f"{lora}: LoRA files are not merged into the base first. Merge it, and give the result as model.base.",
         )
     if model.flag("quantize"):
-        kind = _QUANTISED.get((model.text("qtype") or "qfloat8").lower())
-        note = "T5 with it, and rows are scaled each by itself"
+        given, _, recovery = (model.text("qtype") or "qfloat8").partition("|")
+        kind = _QUANTISED.get(given.strip().lower())
+        key = "qtype" if model.has("qtype") else "quantize"
+        if recovery or model.has("accuracy_recovery_adapter"):
+            model.left(
+                "accuracy_recovery_adapter", "there is none here: int8 is closest to the original, nf4 farthest."
+            )
         if kind:
-            model.put("model.quantize", kind, "quantize", note)
+            model.put("model.quantize", kind, key, "T5 with it, and rows are scaled each by itself")
         else:
-            model.left("quantize", "not stored in that type here: model.quantize takes int8, fp8 and nf4.")
+            model.left(key, f"{given}: not stored in that type here: model.quantize takes int8, fp8 and nf4.")
     for key in ("quantize_te", "low_vram", "layer_offloading"):
         if model.flag(key):
             model.left(key, "T5 goes with model.quantize, and nothing is moved out of the GPU here.")
