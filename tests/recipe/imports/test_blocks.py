@@ -127,10 +127,10 @@ def test_names_are_those_of_flux() -> None:
     assert {layer.names for layer in there} == {layer.names for layer in flux_layers()}
 
 
-def lists(rng: random.Random, name: str) -> tuple[dict[str, list[float]], list[str]]:
+def lists(rng: random.Random, name: str) -> tuple[dict[str, Sequence[float]], list[str]]:
     """Random lists, and a config's lines with them."""
     count, sides = COUNTS[name], SIDES[name]
-    given: dict[str, list[float]] = {}
+    given: dict[str, Sequence[float]] = {}
     lines = ["network_dim = 8", "network_alpha = 4"]
     arguments = []
     convolutions = rng.random() < 0.6
@@ -148,10 +148,12 @@ def lists(rng: random.Random, name: str) -> tuple[dict[str, list[float]], list[s
         for part, side in zip(("down", "mid", "up"), sides, strict=True):
             given[f"{part}_lr_weight"] = [rng.choice([1, 1, 0.5, 2, 0]) for _ in range(side)]
     arguments += [f"{key}={','.join(map(str, values))}" for key, values in given.items()]
-    return given | ({"conv_dim": [4]} if convolutions else {}), [*lines, f"network_args = {arguments}"]
+    if convolutions:
+        given["conv_dim"] = [4]
+    return given, [*lines, f"network_args = {arguments}"]
 
 
-def theirs(name: str, given: Mapping[str, list[float]]) -> tuple[dict[str, int], dict[str, float]]:
+def theirs(name: str, given: Mapping[str, Sequence[float]]) -> tuple[dict[str, int], dict[str, float]]:
     """sd-scripts' ranks and factors of every layer, by key."""
     whole = [1.0] * (name == "sdxl")
     weights = [

@@ -15,7 +15,7 @@ from lorabake.recipe.exports._writing import Writing
 from lorabake.recipe.imports._checks import prediction_of, unusual
 from lorabake.recipe.imports._paths import is_foreign, is_hub_name
 from lorabake.recipe.imports._report import Kind, Line, table
-from lorabake.recipe.load import anchored, parse_sections, read_raw
+from lorabake.recipe.load import Keep, anchored, parse_sections, read_raw
 from lorabake.recipe.recipe import SECTION_NAMES, Recipe
 from lorabake.recipe.toml import flat_to_toml
 
@@ -92,13 +92,12 @@ def export_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Exporte
         Problems: settings in it are wrong.
     """
     if isinstance(recipe, Mapping):
-        folder, values, source = Path(), recipe, "given as values"
+        raw, source = anchored(recipe, Path(), _kept_from(Path())), "given as values"
     else:
         path = expanded(recipe)
         if path.is_dir():
             raise UserError(f"{path} is a folder. Give a recipe file. Nothing was written.")
-        folder, values, source = path.parent, read_raw(path), path.name
-    raw = anchored(values, folder, lambda setting, path: _is_elsewhere(setting, path, folder))
+        raw, source = read_raw(path, keep=_kept_from(path.parent)), path.name
     problems: list[Problem] = []
     parsed = parse_sections(raw, problems, prediction_of(raw))
     missing = [
@@ -116,9 +115,9 @@ def export_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Exporte
     return Exported(source, writing.config, dataset, prompts, tuple(writing.lines))
 
 
-def _is_elsewhere(setting: str, path: str, folder: Path) -> bool:
-    """Whether a path is none of this machine's, and sd-scripts may know it: one of Windows, or the name of a model on a hub."""
-    return is_foreign(path) or (setting in _MODELS and is_hub_name(path, folder))
+def _kept_from(folder: Path) -> Keep:
+    """Paths that are none of this machine's, and sd-scripts may know: those of Windows, and names of models on a hub."""
+    return lambda setting, path: is_foreign(path) or (setting in _MODELS and is_hub_name(path, folder))
 
 
 def _rest(writing: Writing, plain: Mapping[str, Mapping[str, Any]]) -> None:

@@ -96,7 +96,9 @@ def _unet(writing: Writing, *tables: Mapping[str, Any]) -> Name | None:
                 return name
     if is_sdxl_name(base):
         return "sdxl"
-    fitting = [name for name in UNETS if not any(idle(table, _names(unet_layers(name))) for table in tables)]
+    fitting: list[Name] = [
+        name for name in UNETS if not any(idle(table, _names(unet_layers(name))) for table in tables)
+    ]
     return fitting[0] if len(fitting) == 1 else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -98,8 +99,10 @@ def prompts(reading: Reading, family: str) -> None:
         return
     try:
         entries = _entries(Path(path))
-    except (UserError, ValueError) as error:
-        reading.left(KEY, f"{str(error).removesuffix(' Nothing was written.')} Give sample.prompts.")
+    except (UserError, ValueError, RecursionError) as error:
+        what = str(error).removesuffix(" Nothing was written.")
+        what = what if isinstance(error, UserError) else f"{path} holds no prompts: {what}."
+        reading.left(KEY, f"{what} Give sample.prompts.")
         return
     found = [lines.line(entry) for entry in entries]
     if path.lower().endswith(".txt") and not lines.left and all(_reads(entry) for entry in entries):
@@ -123,15 +126,15 @@ def _entries(path: Path) -> list[Any]:
     """
     if path.suffix.lower() == ".txt":
         return [line.strip() for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")]
-    data = read_config(path)
+    data = json.loads(read_text(path)) if path.suffix.lower() == ".json" else read_config(path)
     if path.suffix.lower() == ".json":
         if not isinstance(data, list):
-            raise ValueError(f"{path} holds no list of prompts.")
+            raise ValueError("it is no list of prompts")
         return data
     shared = _values.table(_values.table(data).get("prompt"))
     subsets = _values.tables(shared.get("subset"))
     if not subsets:
-        raise ValueError(f"{path} has no [prompt] with [[prompt.subset]].")
+        raise ValueError("it has no [prompt] with [[prompt.subset]]")
     return [{**shared, **subset} for subset in subsets]
 
 

@@ -122,17 +122,7 @@ def _model(model: Reading) -> tuple[bool, bool]:
             f"{lora}: LoRA files are not merged into the base first. Merge it, and give the result as model.base.",
         )
     if model.flag("quantize"):
-        given, _, recovery = (model.text("qtype") or "qfloat8").partition("|")
-        kind = _QUANTISED.get(given.strip().lower())
-        key = "qtype" if model.has("qtype") else "quantize"
-        if recovery or model.has("accuracy_recovery_adapter"):
-            model.left(
-                "accuracy_recovery_adapter", "there is none here: int8 is closest to the original, nf4 farthest."
-            )
-        if kind:
-            model.put("model.quantize", kind, key, "T5 with it, and rows are scaled each by itself")
-        else:
-            model.left(key, f"{given}: not stored in that type here: model.quantize takes int8, fp8 and nf4.")
+        _quantised(model)
     for key in ("quantize_te", "low_vram", "layer_offloading"):
         if model.flag(key):
             model.left(key, "T5 goes with model.quantize, and nothing is moved out of the GPU here.")
@@ -148,6 +138,19 @@ accuracy_recovery_adapter vae_device te_device unet_path text_encoder_bits
         (), SWALLOWED,
     )  # fmt: skip
     return flow, bool(not known or others)
+
+
+def _quantised(model: Reading) -> None:
+    """Set how the base is stored. Behind a bar the type may name an adapter that makes up for it."""
+    given, _, recovery = (model.text("qtype") or "qfloat8").partition("|")
+    kind = _QUANTISED.get(given.strip().lower())
+    key = "qtype" if model.has("qtype") else "quantize"
+    if recovery or model.has("accuracy_recovery_adapter"):
+        model.left("accuracy_recovery_adapter", "there is none here: int8 is closest to the original, nf4 farthest.")
+    if kind:
+        model.put("model.quantize", kind, key, "T5 with it, and rows are scaled each by itself")
+    else:
+        model.left(key, f"{given}: not stored in that type here: model.quantize takes int8, fp8 and nf4.")
 
 
 def _network(network: Reading, process: Reading, flow: bool) -> None:
