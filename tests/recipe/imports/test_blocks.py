@@ -268,7 +268,9 @@ def test_rates_of_all_blocks(imported: Any) -> None:
         ('network_module = "networks.lora"', ["block_alphas=1,2"], "unused"),
         ('network_module = "networks.lora"', ["block_dims=1,2"], "lost"),
         ('network_module = "networks.lora"', ["down_lr_weight=1,x"], "lost"),
+        ('network_module = "networks.lora"', ["mid_lr_weight=cosine"], "lost"),
         ('network_module = "networks.lora_flux"\nae = "a"', ["train_double_block_indices=0-x"], "lost"),
+        ('network_module = "networks.lora_flux"\nae = "a"', ["train_double_block_indices=0-999999999999"], "lost"),
     ],
 )
 def test_lists_that_do_nothing_or_stop_the_run(imported: Any, more: str, arguments: list[str], kind: Any) -> None:

@@ -54,7 +54,7 @@ def weights(reading: Reading, arguments: dict[str, Any], family: str, rank: int,
             for name in LISTS
             if name in given
         }
-        read = {name: _factors(given[name]) for name in RATES if name in given}
+        read = {name: _factors(name, given[name]) for name in RATES if name in given}
         threshold = _values.number(given.get("block_lr_zero_threshold", 0.0))
     except ValueError as error:
         reading.lost(key, f"a value in it {error}: sd-scripts stops with an error.")
@@ -130,14 +130,14 @@ def _put(reading: Reading, setting: str, pairs: Iterable[tuple[str, float]], key
 # ---- learning rates ----
 
 
-def _factors(value: Any) -> str | list[float]:
-    """Numbers, of which empty ones are 0, or a curve by name."""
+def _factors(name: str, value: Any) -> str | list[float]:
+    """Numbers, of which empty ones are 0, or a curve by name, which blocks in the middle have not."""
     if isinstance(value, int | float):
         return [float(value)]
     if isinstance(value, list | tuple):
         return [_values.number(item) for item in value]
     text = str(value).strip()
-    if "," not in text and not text[:1].isdigit() and not text.startswith((".", "-")):
+    if name != "mid_lr_weight" and "," not in text and not text[:1].isdigit() and not text.startswith((".", "-")):
         return text
     return [_values.number(item) if item.strip() else 0.0 for item in text.split(",")]
 

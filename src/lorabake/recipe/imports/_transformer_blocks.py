@@ -46,6 +46,8 @@ _FAMILIES = {
 }  # fmt: skip
 _OF_FLUX = ("train_blocks", "network_reg_dims")
 REG_LRS = "network_reg_lrs"
+_LAST_BLOCK = 998
+"""No number of a block is larger."""
 _SMALLER_SD3 = 24
 """Blocks of SD3 medium and SD3.5 medium."""
 
@@ -125,7 +127,7 @@ def _unchosen(reading: Reading, value: Any, prefix: str, count: int) -> str:
     chosen: set[int] = set()
     for piece in text.split(",") if text not in ("", "none") else ():
         first, _, last = (part.strip() for part in piece.partition("-"))
-        if not first.isdecimal() or not (last or first).isdecimal():
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) > _LAST_BLOCK:
             raise ValueError(f"'{_values.shown(piece)}' is no number of a block and no span of them")
         chosen |= set(range(int(first), int(last or first) + 1))
     base = str(reading.get("model.base") or "").lower()
