@@ -121,7 +121,11 @@ def drawn(rng: random.Random, home: Path) -> dict[str, dict[str, Any]]:
             "seed": rng.randrange(1000),
             "precision": rng.choice(["bf16", "fp32"] if flow else ["bf16", "fp32", "fp16"]),
             **({} if adapts or "schedule-free" in optimizer else maybe(0.3, max_weight_norm=1.0)),
-            **maybe(gradient_checkpointing=True),
+            **(
+                maybe(gradient_checkpointing=True, blocks_to_swap=rng.choice([3, 27]))
+                if flow
+                else maybe(gradient_checkpointing=True)
+            ),
         },
         "save": {
             "every": rng.choice(["2 epochs", "100 steps"]),

@@ -9,7 +9,7 @@ from typing import Any
 from lorabake.base.units import Duration
 from lorabake.recipe.exports import _blocks
 from lorabake.recipe.exports._writing import Writing
-from lorabake.recipe.imports import _optimizers, _schedules
+from lorabake.recipe.imports import _optimizers, _schedules, kohya_memory
 from lorabake.recipe.imports._kohya_rows import LOSSES, OPTIMIZERS, PRECISIONS, TIMESTEPS, TRAINING, WEIGHTINGS
 
 _MODULES = {"flux": "networks.lora_flux", "sd3": "networks.lora_sd3", "sd": "networks.lora"}
@@ -40,6 +40,7 @@ def training(writing: Writing, flow: bool) -> str:
     _schedule(writing, lr, steps)
     _objective(writing, flow, family)
     _rows(writing)
+    _memory(writing, family)
     _files(writing)
     return family
 
@@ -293,15 +294,28 @@ def _noise(writing: Writing, flow: bool) -> None:
             writing.put("ip_noise_gamma_random_strength", True, "objective.input_perturbation_random")
 
 
-def _files(writing: Writing) -> None:
-    precision = writing.get("train.precision")
-    note = "" if precision else "not given: what a GPU usually has"
-    writing.put("mixed_precision", {"fp32": "no", None: "bf16"}.get(precision, precision), "train.precision", note)
-    quantised = writing.get("model.quantize")
+def _memory(writing: Writing, family: str) -> None:
+    quantised, count = writing.get("model.quantize"), writing.get("train.blocks_to_swap")
     if quantised == "fp8":
         writing.put("fp8_base", True, "model.quantize", "without a scale for each row, there")
     elif quantised:
         writing.left("model.quantize", "sd-scripts stores the base in bf16, fp16 or fp8")
+    if not count:
+        return
+    if family == "sd":
+        writing.left("train.blocks_to_swap", "sd-scripts swaps blocks of Flux and SD3, and none of U-Nets.")
+        return
+    theirs = kohya_memory.theirs_of(count, family, writing.get("model.base"))
+    there = kohya_memory.ours_of(theirs, family)
+    kinds = f"{theirs // 2} double and {there - theirs // 2} single blocks" if family == "flux" else ""
+    note = "; ".join(filter(None, (kinds, f"the nearest to {count} that it takes" if there != count else "")))
+    writing.put("blocks_to_swap", theirs, "train.blocks_to_swap", note)
+
+
+def _files(writing: Writing) -> None:
+    precision = writing.get("train.precision")
+    note = "" if precision else "not given: what a GPU usually has"
+    writing.put("mixed_precision", {"fp32": "no", None: "bf16"}.get(precision, precision), "train.precision", note)
     dtype = {ours: theirs for theirs, ours in PRECISIONS.items() if theirs != "fp32"}[writing.get("save.dtype")]
     writing.put("save_precision", dtype, "save.dtype")
     writing.config |= {"save_model_as": "safetensors", "output_dir": "output"}

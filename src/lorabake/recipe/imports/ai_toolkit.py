@@ -83,6 +83,13 @@ _QUANTISED = {
     "nf4": "nf4",
 }
 """Ours by their names; what is there in whole numbers of 4 bits is here in nf4."""
+_SWAP = "set train.blocks_to_swap, the number of the denoiser's blocks that wait in main memory, with train.gradient_checkpointing = true."
+_LEFT = {
+    "quantize_te": "T5 goes with model.quantize, and CLIP stays whole.",
+    "low_vram": f"networks that are not needed leave memory by themselves here. If it is still short, {_SWAP}",
+    "layer_offloading": f"to have parts of the base wait in main memory here, {_SWAP}",
+}
+"""Keys without which the same is learnt, and what to do instead."""
 
 
 def _model(model: Reading) -> tuple[bool, bool]:
@@ -123,9 +130,9 @@ def _model(model: Reading) -> tuple[bool, bool]:
         )
     if model.flag("quantize"):
         _quantised(model)
-    for key in ("quantize_te", "low_vram", "layer_offloading"):
+    for key, what in _LEFT.items():
         if model.flag(key):
-            model.left(key, "T5 goes with model.quantize, and nothing is moved out of the GPU here.")
+            model.left(key, what)
     model.rest(
         words(
 """

@@ -14,6 +14,7 @@ from lorabake.recipe.imports import (
     _transformer_blocks,
     _values,
     kohya_data,
+    kohya_memory,
     kohya_objective,
 )
 from lorabake.recipe.imports._kohya_rows import IDLE_KEYS, LEFT, LOST, PRECISIONS, SUBSET, TRAINING
@@ -41,6 +42,7 @@ max_train_epochs max_train_steps save_every_n_epochs save_every_n_steps save_las
 save_precision mixed_precision sample_prompts sample_every_n_epochs sample_every_n_steps train_data_dir reg_data_dir
 dataset_config masked_loss logging_dir log_with validate_every_n_epochs validate_every_n_steps caption_extention
 dataset_repeats fp8_base fp8_base_unet block_lr
+blocks_to_swap split_mode
 """
     )
 )
@@ -66,6 +68,7 @@ def read(reading: Reading, dataset: Mapping[str, Any] | None) -> None:
     _optimizer(reading, steps)
     kohya_objective.objective(reading, family)
     _precision(reading)
+    kohya_memory.memory(reading, family)
     _saving(reading)
     _samples(reading, family)
     _validation(reading)
@@ -303,9 +306,6 @@ def _precision(reading: Reading) -> None:
         reading.put("train.precision", "fp32", "mixed_precision", kind=None if given else "default")
     else:
         reading.lost("mixed_precision", "it is none of no, fp16 and bf16.")
-    for key in ("fp8_base", "fp8_base_unet"):
-        if reading.flag(key):
-            reading.put("model.quantize", "fp8", key)
 
 
 def _saving(reading: Reading) -> None:

@@ -317,6 +317,15 @@ def _run(reading: Reading) -> None:
         kind=None if reading.has("gradient_checkpointing") else "default",
     )
     reading.seen.add("gradient_checkpointing")
+    share = reading.number("layer_offload_fraction")
+    if checkpointing == "CPU_OFFLOADED":
+        waits = f", {share:g} of them there" if share else ""
+        reading.left(
+            "layer_offload_fraction" if share else "gradient_checkpointing",
+            f"to have layers wait in main memory here, set train.blocks_to_swap, a number of the denoiser's blocks{waits}. They are recomputed already.",
+        )
+    elif share:
+        reading.unused("layer_offload_fraction", "it goes with gradient_checkpointing = CPU_OFFLOADED.")
     if reading.flag("tensorboard"):
         reading.put("save.tensorboard", True, "tensorboard", "into the run's folder")
     if reading.flag("validation"):
