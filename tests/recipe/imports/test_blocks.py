@@ -236,6 +236,15 @@ def test_curves_and_lists_of_other_lengths(imported: Any) -> None:
     assert [line.key for line in found.of("unused")] == ["network_args: up_lr_weight"]
 
 
+def test_lists_that_change_nothing_are_told_too(imported: Any) -> None:
+    found, told = imported_rates(imported, "sd", "mid_lr_weight=1", f"block_dims={','.join(['4'] * 25)}")
+    assert told[1:] == [1.0] * 24
+    assert [line.setting for line in found.of("same") if line.key.endswith(("mid_lr_weight", "block_dims"))] == [
+        "adapter.block_rank",
+        "optimizer.block_lr",
+    ]
+
+
 def test_the_middle_of_sdxl_is_told_by_the_base(imported: Any) -> None:
     _, told = imported_rates(imported, "sdxl", "mid_lr_weight=0.5")
     assert told[10:13] == [0.5, 1.0, 1.0]

@@ -68,9 +68,14 @@ def weights(reading: Reading, arguments: dict[str, Any], family: str, rank: int,
         del lists["conv_block_alphas"]
         reading.unused("network_args: conv_block_alphas", "there is no conv_block_dims.")
     factors = _by_block(reading, unet, read, threshold) if read else [1.0] * unet.count
-    trained = _ranks(reading, unet, lists, factors, _usual(reading, unet, lists, rank, alpha))
-    pairs = ((pattern, factor) for pattern, factor in zip(trained, factors, strict=True) if pattern and factor != 1)
-    _put(reading, "optimizer.block_lr", pairs, f"network_args: {', '.join(read)}", f"{unet.title}'s blocks as patterns of layer names")  # fmt: skip
+    told = f"network_args: {', '.join(lists or read)}"
+    trained = _ranks(reading, unet, lists, factors, _usual(reading, unet, lists, rank, alpha), told)
+    table = {pattern: factor for pattern, factor in zip(trained, factors, strict=True) if pattern and factor != 1}
+    told = f"network_args: {', '.join(read)}"
+    if table:
+        reading.put("optimizer.block_lr", table, told, f"{unet.title}'s blocks as patterns of layer names")
+    elif read and 0 not in factors:
+        reading.say("same", told, "optimizer.block_lr", None, "all blocks have the usual rate")
 
 
 def _why_idle(reading: Reading, given: Mapping[str, Any], family: str, module: str) -> str:
@@ -203,7 +208,7 @@ def _unet_of(lists: Mapping[str, Sequence[float]], read: Mapping[str, str | list
 
 
 def _ranks(
-    reading: Reading, unet: UNet, lists: Mapping[str, Sequence[float]], factors: Sequence[float], usual: Usual
+    reading: Reading, unet: UNet, lists: Mapping[str, Sequence[float]], factors: Sequence[float], usual: Usual, key: str
 ) -> list[str]:
     """Set the ranks; for each block the pattern of its layers, "" for one without layers that are trained."""
     convolutions = usual.conv_rank is not None
@@ -227,7 +232,6 @@ def _ranks(
             scales.add(math.isclose(_scale(alphas[place], linear), _scale(usual.alpha, usual.rank)))
         if spatial and usual.conv_rank:
             scales.add(math.isclose(_scale(conv_alphas[place], spatial), _scale(usual.conv_alpha, usual.conv_rank)))
-    key = f"network_args: {', '.join(lists) or ', '.join(RATES)}"
     if table:
         note = f"{unet.title}'s blocks as patterns of layer names" if lists else "a rate of 0 leaves a block out"
         reading.put("adapter.block_rank", table, key, note)
