@@ -76,3 +76,25 @@ def test_export_writes_what_import_reads(lorabake: Any, dataset: Path, tmp_path:
         "one-prompts.txt",
         "one.toml",
     ]
+
+
+def test_prompts_and_blocks_there_and_back(lorabake: Any, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.toml").write_text(
+        '[prompt]\nwidth = 512\n[[prompt.subset]]\nprompt = "mira"\nseed = 3\n[[prompt.subset]]\nprompt = "a dog"\nsample_sampler = "heun"\n'
+    )
+    (tmp_path / "lora.toml").write_text(
+        CONFIG.replace("base.safetensors", "owner/sdxl-base").replace("ip_noise_gama = 0.1\n", "")
+        + 'sample_prompts = "prompts.toml"\nsample_every_n_epochs = 1\nnetwork_args = ["mid_lr_weight=0.5,1,1", "up_lr_weight=zeros+0.25"]\n'
+    )
+    told = lorabake("import", "lora.toml", "--into", "mine.toml", "--json").json
+    assert told["recipe"]["sample"]["prompts"] == ["mira --w 512 --d 3", "a dog --w 512"]
+    assert "sample_prompts: sample_sampler" in {line["key"] for line in told["lines"] if line["kind"] == "left"}
+    config = lorabake("export", "mine.toml", "--into", "kohya", "--json").json["config"]
+    assert config["pretrained_model_name_or_path"] == "owner/sdxl-base"
+    up = ",".join(["0.25"] * 6 + ["1.0"] * 3)
+    assert config["network_args"][:3] == [
+        "down_lr_weight=" + ",".join(["1.0"] * 9),
+        "mid_lr_weight=1.0,1.0,1.0",
+        f"up_lr_weight={up}",
+    ]
+    assert (tmp_path / "kohya" / "prompts.txt").read_text() == "mira --w 512 --d 3\na dog --w 512\n"

@@ -13,6 +13,7 @@ from lorabake.base.errors import Problems, UserError
 from lorabake.recipe.exports import export_recipe
 from lorabake.recipe.imports import import_config
 from lorabake.recipe.imports._checks import prediction_of
+from lorabake.recipe.imports._layer_names import UNETS
 from lorabake.recipe.load import parse_sections
 from lorabake.recipe.recipe import Recipe
 
@@ -120,7 +121,11 @@ def drawn(rng: random.Random, home: Path) -> dict[str, dict[str, Any]]:
             "seed": rng.randrange(1000),
             "precision": rng.choice(["bf16", "fp32"] if flow else ["bf16", "fp32", "fp16"]),
             **({} if adapts or "schedule-free" in optimizer else maybe(0.3, max_weight_norm=1.0)),
-            **maybe(gradient_checkpointing=True),
+            **(
+                maybe(gradient_checkpointing=True, blocks_to_swap=rng.choice([3, 27]))
+                if flow
+                else maybe(gradient_checkpointing=True)
+            ),
         },
         "save": {
             "every": rng.choice(["2 epochs", "100 steps"]),
@@ -134,7 +139,30 @@ def drawn(rng: random.Random, home: Path) -> dict[str, dict[str, Any]]:
     }
     if recipe["objective"]["weighting"] == "min-snr":
         recipe["objective"]["min_snr_gamma"] = 6.0
+    ranks, rates = by_block(rng, recipe, flow, home)
+    recipe["adapter"] |= {"block_rank": ranks} if ranks else {}
+    if rates and not adapts and optimizer != "prodigy-schedule-free":
+        recipe["optimizer"]["block_lr"] = rates
     return recipe
+
+
+def by_block(
+    rng: random.Random, recipe: dict[str, dict[str, Any]], flow: bool, home: Path
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Random tables of ranks and of factors, as an import writes them."""
+    if rng.random() < 0.4:
+        return {}, {}
+    if flow:
+        return {r"double_blocks_[0-3]_": 0, "img_mod": 0}, {"single_blocks_": 0.5, r"double_blocks_1\d_": 2.0}
+    name = rng.choice(list(UNETS))
+    if name == "sdxl":
+        recipe["model"]["base"] = rng.choice([str(home / "sdxl.safetensors"), "owner/sdxl"])
+        recipe["model"].pop("clip_skip", None)
+    patterns = [found for found in UNETS[name].patterns("conv_rank" in recipe["adapter"]) if found]
+    chosen = sorted({*rng.sample(patterns, 5), patterns[-1]}, key=patterns.index)
+    ranks = {pattern: rng.choice([0, 6, 24]) for pattern in chosen if rng.random() < 0.5 or pattern is chosen[-1]}
+    rates = {pattern: rng.choice([0.5, 2.0]) for pattern in chosen if ranks.get(pattern) != 0}
+    return ranks, rates
 
 
 def as_recipe(values: Any) -> Recipe:
@@ -155,7 +183,7 @@ def round_trip(values: Any, into: Path) -> Any:
 
 def test_export_and_import_give_the_same_recipe(tmp_path: Path) -> None:
     rng = random.Random(11)
-    for number in range(60):
+    for number in range(40):
         values = drawn(rng, tmp_path)
         exported = export_recipe(values)
         assert [line.key for line in exported.lines if line.kind == "lost"] == []
@@ -242,3 +270,87 @@ def test_memory_options_that_sd_scripts_has_not_are_told(tmp_path: Path) -> None
     exported = export_recipe(values)
     assert "fp8_base" not in exported.config and exported.config["gradient_checkpointing"] is True
     assert [line.setting or line.key for line in exported.lines if line.kind == "left"] == ["model.quantize"]
+
+
+@pytest.mark.parametrize(
+    "base", ["stabilityai/stable-diffusion-xl-base-1.0", "C:\\\\models\\\\x.safetensors", "\\\\\\\\nas\\\\x.sft"]
+)
+def test_models_that_are_not_here_stay_as_they_are_called(tmp_path: Path, base: str, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(f'[model]\nbase = "{base}"\nvae = "owner/vae"\n[data]\nfolder = "sets/mira"\n')
+    told = export_recipe(tmp_path / "mine.toml").config
+    assert told["pretrained_model_name_or_path"] == base.replace("\\\\", "\\") and told["vae"] == "owner/vae"
+    assert told["train_data_dir"] == str(tmp_path / "sets" / "mira"), "a folder is no name on a hub"
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "vae").mkdir()
+    assert export_recipe(tmp_path / "mine.toml").config["vae"] == str(tmp_path / "owner" / "vae")
+
+
+def test_paths_of_windows_come_back(tmp_path: Path) -> None:
+    values = {
+        "model": {
+            "base": "D:\\flux.safetensors",
+            "vae": "D:\\ae.sft",
+            "text_encoders": ["D:\\t5\\clip_l.sft", "D:\\t5\\t5xxl.sft"],
+        },
+        "data": {"folder": "D:\\sets\\10_mira"},
+        "objective": {"name": "flow", "timesteps": "shift", "shift": 3.0},
+    }
+    back = round_trip(values, tmp_path / "kohya").values
+    assert back["model"] == values["model"] and back["data"]["folder"] == values["data"]["folder"]
+
+
+SDXL = {"base": "sdxl.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter", "block_lr", "lost"),
+    [
+        ({"base": "b.safetensors"}, {}, {"mid_block": 0.5}, "optimizer.block_lr"),
+        ({"base": "b.safetensors"}, {}, {r"up_blocks\.3": 0.5}, ""),
+        (SDXL, {}, {"attn1": 0.5}, "optimizer.block_lr"),
+        (SDXL, {}, {"text_model": 0.5}, "optimizer.block_lr"),
+        (SDXL, {}, {"lora_unet_input_blocks_4_": 0.5}, ""),
+        (SDXL, {"block_rank": {"text_model": 8}}, {}, "adapter.block_rank"),
+        (SDXL, {"block_rank": {"mid_block": 8}}, {}, "adapter.block_rank"),
+        (SDXL, {"block_rank": {"mid_block": 0}}, {}, ""),
+        (SDXL, {"block_rank": {"mid_block": 8}, "conv_rank": 4}, {}, ""),
+        (SDXL, {"block_rank": {"to_q": 8}}, {}, "adapter.block_rank"),
+    ],
+)
+def test_tables_by_pattern_that_are_no_lists_by_block_are_told(
+    model: Any, adapter: Any, block_lr: dict[str, float], lost: str
+) -> None:
+    rates = {"lr": 1e-4, "text_encoder_lr": 5e-5, **({"block_lr": block_lr} if block_lr else {})}
+    told = export_recipe({"model": model, "data": {"folder": "p"}, "adapter": adapter, "optimizer": rates})
+    assert [line.key for line in told.lines if line.kind == "lost"] == ([lost] if lost else [])
+    written = ["_lr_weight" in word or "block_dims" in word for word in told.config.get("network_args", [])]
+    assert any(written) != bool(lost)
+
+
+FLOW = {
+    "model": {"base": "b.sft", "vae": "ae.sft", "text_encoders": ["clip_l.sft", "t5xxl.sft"]},
+    "data": {"folder": "p"},
+    "objective": {"name": "flow", "timesteps": "sigmoid"},
+}
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected", "lost"),
+    [
+        ({r"double_blocks\.3\.": 0}, "network_reg_dims=double_blocks_3_=0", False),
+        ({r"denoiser\.single_blocks\.": 0}, "network_reg_dims=single_blocks_=0", False),
+        ({"img_attn": 4}, "network_reg_dims=img_attn=4", True),
+        ({r"single_blocks\.\d{1,2}\.": 0}, "", True),
+    ],
+)
+def test_patterns_of_flux_are_expressions(rank: dict[str, int], expected: str, lost: bool) -> None:
+    told = export_recipe({**FLOW, "adapter": {"block_rank": rank}})
+    assert told.config.get("network_args", []) == ([expected] if expected else [])
+    assert [line.key for line in told.lines if line.kind == "lost"] == (["adapter.block_rank"] if lost else [])
+
+
+def test_sd3_has_no_such_lists() -> None:
+    model = {"base": "b.sft", "text_encoders": ["clip_l.sft", "clip_g.sft"]}
+    told = export_recipe({**FLOW, "model": model, "optimizer": {"block_lr": {"joint_blocks": 0.5}}})
+    assert [line.key for line in told.lines if line.kind == "lost"] == ["optimizer.block_lr"]

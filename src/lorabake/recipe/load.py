@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,15 +37,18 @@ _PATHS = (
     ("sample", "prompts_file"),
 )
 """Settings that are paths, or lists of them."""
+Keep = Callable[[str, str], bool]
+"""Tells of a setting, dotted, and a path whether the path is to stay as it is."""
 
 
-def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_raw(path: Path, overrides: Sequence[str] = (), keep: Keep | None = None) -> dict[str, Any]:
     """The plain values of a recipe file, or of the default recipe for a dataset folder.
 
     Args:
         path: a ``.toml`` recipe, or a dataset folder. Relative paths in a recipe (``data.folder``, ``model.base`` …) count from the
             recipe's own folder; in ``overrides`` they count from the current one.
         overrides: ``section.name=value`` strings; values are read as TOML, bare words as text.
+        keep: as for :func:`anchored`.
 
     Raises:
         UserError: there is no such file, or it is not TOML.
@@ -54,7 +57,7 @@ def read_raw(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if path.is_dir():
         raw: dict[str, Any] = {"data": {"folder": str(path)}}
     elif path.is_file():
-        raw = anchored(_read_toml(path), path.parent)
+        raw = anchored(_read_toml(path), path.parent, keep)
     else:
         raise UserError(
             f"'{path}' does not exist. Give a recipe file (.toml) or a dataset folder. Nothing was started."
@@ -88,23 +91,29 @@ def changed(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return values
 
 
-def anchored(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The same values with relative paths made absolute, counted from ``folder``: a run's frozen recipe must mean the same everywhere."""
+def anchored(raw: Mapping[str, Any], folder: Path, keep: Keep | None = None) -> dict[str, Any]:
+    """The same values with relative paths made absolute, counted from ``folder``: a run's frozen recipe must mean the same everywhere.
+
+    Args:
+        raw: plain values by section.
+        folder: where the recipe is.
+        keep: which paths are to stay as they are.
+    """
+
+    def placed(path: Any) -> Any:
+        if not isinstance(path, str | os.PathLike) or (keep and keep(f"{section}.{name}", os.fspath(path))):
+            return path
+        return os.path.abspath(folder / expanded(path))
+
     values = {name: dict(section) if isinstance(section, Mapping) else section for name, section in raw.items()}
     for section, name in _PATHS:
         given = values.get(section)
         if not isinstance(given, dict) or (section, given.get(name)) == ("model", "pocket"):
             continue
         path = given.get(name)
-        if isinstance(path, str | os.PathLike):
-            given[name] = _absolute(path, folder)
-        elif isinstance(path, list | tuple):
-            given[name] = [_absolute(item, folder) if isinstance(item, str | os.PathLike) else item for item in path]
+        if path is not None:
+            given[name] = [placed(item) for item in path] if isinstance(path, list | tuple) else placed(path)
     return values
-
-
-def _absolute(path: str | os.PathLike[str], folder: Path) -> str:
-    return os.path.abspath(folder / expanded(path))
 
 
 def parse_model(raw: Mapping[str, Any]) -> ModelSettings | None:

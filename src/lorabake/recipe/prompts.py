@@ -23,7 +23,7 @@ else:
     import tomli as tomllib
 
 MOST_STEPS = 1000
-_LARGEST_SEED = 2**64 - 1
+LARGEST_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         checks = {
-            "seed": (0 <= self.seed <= _LARGEST_SEED, "a whole number from 0 to 2^64-1"),
+            "seed": (0 <= self.seed <= LARGEST_SEED, "a whole number from 0 to 2^64-1"),
             "steps": (1 <= self.steps <= MOST_STEPS, f"from 1 to {MOST_STEPS}"),
             "cfg": (self.cfg is None or 1 <= self.cfg < float("inf"), "at least 1, where 1 means no guidance"),
             "width": (self.width is None or self.width > 0, "a number of pixels above 0"),

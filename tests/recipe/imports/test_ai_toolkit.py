@@ -128,3 +128,22 @@ def test_several_folders_with_their_repeats_and_regularisation(imported: Any, tm
         str(tmp_path / "class")
     ]
     assert not found.of("lost")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("quantize: true", "fp8"),
+        ("quantize: true, qtype: qint8", "int8"),
+        ("quantize: true, qtype: uint8", "int8"),
+        ("quantize: true, qtype: uint4", "nf4"),
+        ("quantize: true, qtype: uint3", None),
+        ("quantize: true, qtype: 'uint4|ostris/recovery/a.safetensors'", "nf4"),
+        ("quantize: false, qtype: qint8", None),
+    ],
+)
+def test_types_of_weights(imported: Any, given: str, expected: str | None) -> None:
+    found = imported(JOB.replace("quantize: true", given), "job.yaml")
+    assert found.values["model"].get("quantize") == expected
+    told = {"model.qtype"} if "uint3" in given else {"model.accuracy_recovery_adapter"} if "|" in given else set()
+    assert {line.key for line in found.of("left")} == told

@@ -156,3 +156,15 @@ def test_windows_paths_stay_and_are_told(imported: Any) -> None:
         "path of Windows" in warning for warning in found.warnings
     )
     assert '"D:\\\\models\\\\x.safetensors"' in found.toml()
+
+
+def test_lists_by_block(imported: Any) -> None:
+    """A field that holds "0" is one that was filled in; a number 0 is an empty one."""
+    lists = {"mid_lr_weight": "0", "block_lr_zero_threshold": 0, "block_dims": "", "up_lr_weight": "linear"}
+    found = imported({**LEAST, **lists})
+    assert found.values["adapter"]["block_rank"] == {r"mid_block\.attentions\.0\.": 0}
+    assert found.values["optimizer"]["block_lr"][r"up_blocks\.1\.attentions\.0\."] == 3 / 11
+    flux = {"ae": "a", "clip_l": "l", "t5xxl": "t", "LoRA_type": "Flux1", "flux1_checkbox": True, "text_encoder_lr": 0}
+    choice = {"train_blocks": "all", "train_double_block_indices": "none", "train_single_block_indices": "all"}
+    found = imported({**LEAST, **flux, **choice, "img_attn_dim": 0, "single_dim": "8"})
+    assert found.values["adapter"]["block_rank"] == {"double_blocks_": 0, r"single_blocks_\d+_linear": 8}

@@ -108,6 +108,9 @@ def test_their_defaults_are_stated_where_ours_differ(imported: Any) -> None:
             'loss_type = "smooth_l1"\nhuber_schedule = "exponential"',
             {"objective.loss": "smooth-l1", "objective.huber_schedule": "exponential", "objective.huber_c": 0.1},
         ),
+        ("fp8_base = true", {"model.quantize": "fp8"}),
+        ("fp8_base_unet = true", {"model.quantize": "fp8"}),
+        ("fp8_base = false", {"model.quantize": None}),
         ("scale_weight_norms = 1.0", {"train.max_weight_norm": 1.0}),
         ("max_token_length = 225", {"model.max_tokens": 225}),
         ("clip_skip = 1", {"model.clip_skip": None}),
@@ -350,7 +353,7 @@ def test_lists_by_block_become_patterns(imported: Any) -> None:
         LEAST
         + f'network_args = ["down_lr_weight={weights}", "mid_lr_weight=2", "up_lr_weight=0,0,0,1,1,1,1,1,1,1,1,0"]'
     )
-    assert setting(found, "optimizer.block_lr") == {"mid_block": 2.0}, (
+    assert setting(found, "optimizer.block_lr") == {r"mid_block\.attentions\.0\.": 2.0}, (
         "SD's last block in has no attention, so no layer of a LoRA"
     )
     assert setting(found, "adapter.block_rank") == {r"up_blocks\.3\.attentions\.2\.": 0}
@@ -358,7 +361,8 @@ def test_lists_by_block_become_patterns(imported: Any) -> None:
         LEAST
         + f'network_dim = 4\nnetwork_alpha = 4\nnetwork_args = ["block_dims={",".join(["4"] * 12 + ["8"] + ["4"] * 12)}", "block_alphas={",".join(["4"] * 12 + ["8"] + ["4"] * 12)}"]'  # noqa: E501
     )
-    assert setting(several, "adapter.block_rank") == {"mid_block": 8} and not several.of("lost")
+    assert setting(several, "adapter.block_rank") == {r"mid_block\.attentions\.0\.": 8}, "no residual blocks"
+    assert not several.of("lost")
 
 
 @pytest.mark.parametrize(

@@ -176,3 +176,52 @@ def test_what_is_not_here_is_loud(imported: Any) -> None:
 def test_an_embedding_is_no_recipe(imported: Any) -> None:
     with pytest.raises(UserError, match="embedding"):
         imported({**LEAST, "training_method": "EMBEDDING"})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"unet": {"weight_dtype": "INT_8"}}, "int8"),
+        ({"unet": {"weight_dtype": "INT_W8A8"}}, "int8"),
+        ({"unet": {"weight_dtype": "FLOAT_8"}}, "fp8"),
+        ({"unet": {"weight_dtype": "FLOAT_W8A8_SVD"}}, "fp8"),
+        ({"unet": {"weight_dtype": "NFLOAT_4"}}, "nf4"),
+        ({"unet_weight_dtype": "NFLOAT_4"}, "nf4"),
+        ({"weight_dtype": "FLOAT_8", "unet": {"weight_dtype": "NONE"}}, "fp8"),
+        ({"weight_dtype": "FLOAT_8", "unet": {"weight_dtype": "BFLOAT_16"}}, None),
+        ({"unet": {"weight_dtype": "BFLOAT_16"}, "prior": {"weight_dtype": "FLOAT_8"}}, None),
+        (
+            {
+                "model_type": "FLUX_DEV_1",
+                "unet": {"weight_dtype": "FLOAT_32"},
+                "transformer": {"weight_dtype": "NFLOAT_4"},
+            },
+            "nf4",
+        ),
+        ({"model_type": "FLUX_DEV_1", "prior": {"weight_dtype": "INT_8"}}, "int8"),
+        ({"model_type": "STABLE_DIFFUSION_35", "transformer": {"weight_dtype": "FLOAT_8"}}, "fp8"),
+        ({"unet": {"weight_dtype": "GGUF"}}, None),
+    ],
+)
+def test_types_of_weights(imported: Any, given: dict[str, Any], expected: str | None) -> None:
+    found = imported({**LEAST, **given})
+    assert found.values["model"].get("quantize") == expected
+    assert [line.key for line in found.of("left")] == (["unet: weight_dtype"] if "GGUF" in str(given) else [])
+
+
+def test_text_encoders_are_stored_with_the_denoiser_or_whole(imported: Any) -> None:
+    flux = {**LEAST, "model_type": "FLUX_DEV_1", "text_encoder": {"weight_dtype": "INT_8"}}
+    t5 = {"text_encoder_2": {"weight_dtype": "FLOAT_8"}}
+    alone = imported({**flux, **t5})
+    assert "quantize" not in alone.values["model"]
+    assert {line.key for line in alone.of("left")} == {"text_encoder: weight_dtype", "text_encoder_2: weight_dtype"}
+    both = imported({**flux, **t5, "transformer": {"weight_dtype": "NFLOAT_4"}})
+    assert both.values["model"]["quantize"] == "nf4"
+    assert [line.key for line in both.of("left")] == ["text_encoder: weight_dtype"]
+
+
+def test_the_table_of_the_model_that_is_trained_counts(imported: Any) -> None:
+    """Whole configs have tables for every kind of model."""
+    tables = {"unet": {"learning_rate": 1e-5}, "transformer": {"learning_rate": 2e-4}, "prior": {"learning_rate": 1e-3}}
+    assert imported({**LEAST, **tables}).values["optimizer"]["lr"] == 1e-5
+    assert imported({**LEAST, **tables, "model_type": "FLUX_DEV_1"}).values["optimizer"]["lr"] == 2e-4

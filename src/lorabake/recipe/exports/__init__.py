@@ -13,8 +13,9 @@ from lorabake.base.places import expanded
 from lorabake.recipe.exports import _data, _training
 from lorabake.recipe.exports._writing import Writing
 from lorabake.recipe.imports._checks import prediction_of, unusual
+from lorabake.recipe.imports._paths import is_foreign, is_hub_name
 from lorabake.recipe.imports._report import Kind, Line, table
-from lorabake.recipe.load import anchored, parse_sections, read_raw
+from lorabake.recipe.load import Keep, anchored, parse_sections, read_raw
 from lorabake.recipe.recipe import SECTION_NAMES, Recipe
 from lorabake.recipe.toml import flat_to_toml
 
@@ -29,6 +30,8 @@ _TITLES: dict[Kind, str] = {
 }
 _LEFT = ("sample", "output", "save", "train.ema", "train.device", "train.threads", "validation", "data.augment.views")
 """Settings without which the same is learnt, or whole sections of them."""
+_MODELS = ("model.base", "model.vae", "model.text_encoders")
+"""Settings that sd-scripts may also take from a hub."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +92,20 @@ def export_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Exporte
         Problems: settings in it are wrong.
     """
     if isinstance(recipe, Mapping):
-        raw, source = anchored(recipe, Path()), "given as values"
+        raw, source = anchored(recipe, Path(), _kept_from(Path())), "given as values"
     else:
         path = expanded(recipe)
         if path.is_dir():
             raise UserError(f"{path} is a folder. Give a recipe file. Nothing was written.")
-        raw, source = anchored(read_raw(path), path.parent), path.name
+        raw, source = read_raw(path, keep=_kept_from(path.parent)), path.name
     problems: list[Problem] = []
-    values = parse_sections(raw, problems, prediction_of(raw))
+    parsed = parse_sections(raw, problems, prediction_of(raw))
     missing = [
         problem for problem in problems if not problem.what.startswith("'") or "is not installed" not in problem.what
     ]
     if missing:
         raise Problems(source, missing, "`lorabake explain SECTION` lists what a section accepts.")
-    plain = Recipe(**values).to_dict()
+    plain = Recipe(**parsed).to_dict()
     writing = Writing(plain)
     flow = plain["objective"]["name"] == "flow"
     family = _training.training(writing, flow)
@@ -110,6 +113,11 @@ def export_recipe(recipe: str | os.PathLike[str] | Mapping[str, Any]) -> Exporte
     prompts = _training.samples(writing)
     _rest(writing, plain)
     return Exported(source, writing.config, dataset, prompts, tuple(writing.lines))
+
+
+def _kept_from(folder: Path) -> Keep:
+    """Paths that are none of this machine's, and sd-scripts may know: those of Windows, and names of models on a hub."""
+    return lambda setting, path: is_foreign(path) or (setting in _MODELS and is_hub_name(path, folder))
 
 
 def _rest(writing: Writing, plain: Mapping[str, Mapping[str, Any]]) -> None:

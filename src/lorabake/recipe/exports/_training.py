@@ -7,8 +7,9 @@ from pathlib import PurePath
 from typing import Any
 
 from lorabake.base.units import Duration
+from lorabake.recipe.exports import _blocks
 from lorabake.recipe.exports._writing import Writing
-from lorabake.recipe.imports import _optimizers, _schedules
+from lorabake.recipe.imports import _optimizers, _schedules, kohya_memory
 from lorabake.recipe.imports._kohya_rows import LOSSES, OPTIMIZERS, PRECISIONS, TIMESTEPS, TRAINING, WEIGHTINGS
 
 _MODULES = {"flux": "networks.lora_flux", "sd3": "networks.lora_sd3", "sd": "networks.lora"}
@@ -29,13 +30,17 @@ _SCHEDULES = (
 def training(writing: Writing, flow: bool) -> str:
     """Set the training config but for the data; the family that it is for (``sd``, ``sd3`` or ``flux``)."""
     family = _model(writing, flow)
-    _network(writing, family)
-    lr = _rates(writing, flow)
+    arguments = _network(writing, family)
+    lr, trains_text = _rates(writing, flow)
+    arguments += _blocks.blocks(writing, family, lr, trains_text)
+    if arguments:
+        writing.config["network_args"] = arguments
     _optimizer(writing)
     steps = _length(writing)
     _schedule(writing, lr, steps)
     _objective(writing, flow, family)
     _rows(writing)
+    _memory(writing, family)
     _files(writing)
     return family
 
@@ -75,11 +80,12 @@ def _model(writing: Writing, flow: bool) -> str:
 
 def _encoder(path: str) -> str:
     """Which text encoder a file is by its name: sd-scripts has to be told."""
-    name = PurePath(path).name.lower()
+    name = PurePath(path.replace("\\", "/")).name.lower()
     return "t5xxl" if "t5" in name else "clip_g" if "clip_g" in name or "bigg" in name else "clip_l"
 
 
-def _network(writing: Writing, family: str) -> None:
+def _network(writing: Writing, family: str) -> list[str]:
+    """Set the network; its arguments."""
     if writing.get("adapter.name") != "lora":
         writing.lost(
             "adapter.name",
@@ -107,14 +113,13 @@ def _network(writing: Writing, family: str) -> None:
     if ratio := writing.get("optimizer.lora_plus_ratio"):
         arguments.append(f"loraplus_lr_ratio={ratio!r}")
         writing.say("same", "optimizer.lora_plus_ratio", "network_args")
-    if arguments:
-        writing.config["network_args"] = arguments
     if start := writing.get("adapter.start_from"):
         writing.put("network_weights", start, "adapter.start_from")
+    return arguments
 
 
-def _rates(writing: Writing, flow: bool) -> float:
-    """Set the rates; the denoiser's."""
+def _rates(writing: Writing, flow: bool) -> tuple[float, bool]:
+    """Set the rates; the denoiser's, and whether text encoders are trained."""
     lr, text = writing.get("optimizer.lr"), writing.get("optimizer.text_encoder_lr")
     name = writing.get("optimizer.name")
     note = ""
@@ -134,9 +139,9 @@ def _rates(writing: Writing, flow: bool) -> float:
         writing.put(
             "network_train_unet_only", True, "optimizer.text_encoder_lr", note or "0 leaves the text encoders untrained"
         )
-        return lr
+        return lr, False
     writing.put("text_encoder_lr", text, "optimizer.text_encoder_lr", note)
-    return lr
+    return lr, True
 
 
 def _optimizer(writing: Writing) -> None:
@@ -289,15 +294,28 @@ def _noise(writing: Writing, flow: bool) -> None:
             writing.put("ip_noise_gamma_random_strength", True, "objective.input_perturbation_random")
 
 
-def _files(writing: Writing) -> None:
-    precision = writing.get("train.precision")
-    note = "" if precision else "not given: what a GPU usually has"
-    writing.put("mixed_precision", {"fp32": "no", None: "bf16"}.get(precision, precision), "train.precision", note)
-    quantised = writing.get("model.quantize")
+def _memory(writing: Writing, family: str) -> None:
+    quantised, count = writing.get("model.quantize"), writing.get("train.blocks_to_swap")
     if quantised == "fp8":
         writing.put("fp8_base", True, "model.quantize", "without a scale for each row, there")
     elif quantised:
         writing.left("model.quantize", "sd-scripts stores the base in bf16, fp16 or fp8")
+    if not count:
+        return
+    if family == "sd":
+        writing.left("train.blocks_to_swap", "sd-scripts swaps blocks of Flux and SD3, and none of U-Nets.")
+        return
+    theirs = kohya_memory.theirs_of(count, family, writing.get("model.base"))
+    there = kohya_memory.ours_of(theirs, family)
+    kinds = f"{theirs // 2} double and {there - theirs // 2} single blocks" if family == "flux" else ""
+    note = "; ".join(filter(None, (kinds, f"the nearest to {count} that it takes" if there != count else "")))
+    writing.put("blocks_to_swap", theirs, "train.blocks_to_swap", note)
+
+
+def _files(writing: Writing) -> None:
+    precision = writing.get("train.precision")
+    note = "" if precision else "not given: what a GPU usually has"
+    writing.put("mixed_precision", {"fp32": "no", None: "bf16"}.get(precision, precision), "train.precision", note)
     dtype = {ours: theirs for theirs, ours in PRECISIONS.items() if theirs != "fp32"}[writing.get("save.dtype")]
     writing.put("save_precision", dtype, "save.dtype")
     writing.config |= {"save_model_as": "safetensors", "output_dir": "output"}

@@ -26,7 +26,7 @@ def read_config(path: Path) -> Any:
     Raises:
         UserError: there is no such file, or it is too large, not text, or neither TOML, JSON nor YAML.
     """
-    text = _text(path)
+    text = read_text(path)
     stripped = text.lstrip()
     if not stripped:
         raise UserError(f"{path} is empty. Give the config file of a trainer. Nothing was written.")
@@ -38,7 +38,12 @@ def read_config(path: Path) -> Any:
     return data
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a small file.
+
+    Raises:
+        UserError: there is no such file, or it is too large, or not text.
+    """
     if path.is_dir():
         raise UserError(f"{path} is a folder. Give the config file of a trainer. Nothing was written.")
     try:

@@ -76,10 +76,6 @@ LEFT = {
     "full_fp16": ((False,), "weights of the adapter are always float32 here, which is more exact."),
     "full_bf16": ((False,), "weights of the adapter are always float32 here, which is more exact."),
     "fp8_scaled": ((False,), "fp8 weights are always scaled here, row by row."),
-    "blocks_to_swap": (
-        (0,),
-        "nothing is moved out of the GPU here: set train.gradient_checkpointing where memory is short.",
-    ),
     "resume": (
         (),
         "states of other trainers cannot be gone on with. Begin with the LoRA file itself: adapter.start_from.",
@@ -152,7 +148,7 @@ num_cpu_threads_per_process num_machines num_processes offload_optimizer_device 
 offload_param_device offload_param_nvme_path output_config output_dir persistent_data_loader_workers
 pos_emb_random_crop_rate resume_from_huggingface sample_at_first sample_sampler save_clip save_last_n_epochs_state
 save_last_n_steps_state save_model_as save_state_on_train_end save_state_to_huggingface save_t5xxl sdpa
-single_blocks_to_swap skip_cache_check skip_image_resolution skip_until_initial_step split_mode t5xxl_device
+single_blocks_to_swap skip_cache_check skip_image_resolution skip_until_initial_step t5xxl_device
 t5xxl_dtype text_encoder_batch_size tokenizer_cache_dir torch_compile train_text_encoder unsloth_offload_checkpointing
 v2 vae_batch_size vae_tiling wandb_api_key wandb_run_name xformers zero3_init_flag zero3_save_16bit_model zero_stage
 split_attn disable_cuda_reduced_precision_operations sai_model_spec lycoris_algo enable_preview ui_custom_params

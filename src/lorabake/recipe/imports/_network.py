@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorabake.base.cards import cards
-from lorabake.recipe.imports import _blocks, _values
+from lorabake.recipe.imports import _blocks, _transformer_blocks, _values
 from lorabake.recipe.imports._optimizers import arguments_of
 from lorabake.recipe.imports._reading import Reading
 
@@ -38,12 +38,11 @@ _HARMLESS = {
     "rs_lora": (False,),
     "unit": (1,),
     "verbose": (True, False),
-    "block_lr_zero_threshold": (0, 0.0),
 }
 """Arguments that, with these values, change nothing."""
 
 
-def network(reading: Reading) -> dict[str, Any]:
+def network(reading: Reading, family: str) -> dict[str, Any]:
     """Set the adapter. Returns the network arguments that learning rates are made from."""
     module = (reading.text("network_module") or "networks.lora").strip()
     arguments = reading.take("network_args", arguments_of) or {}
@@ -65,7 +64,8 @@ def network(reading: Reading) -> dict[str, Any]:
         reading.put("adapter.rank_stabilized", arguments.pop("rs_lora"), "network_args: rs_lora")
     rates = {name: arguments.pop(name) for name in list(arguments) if name.startswith("loraplus_")}
     rates["train_t5xxl"] = arguments.get("train_t5xxl") is True
-    _blocks.weights(reading, arguments, dim or 4, 1.0 if alpha is None else alpha)
+    _blocks.weights(reading, arguments, family, dim or 4, 1.0 if alpha is None else alpha)
+    rates |= _transformer_blocks.ranks(reading, arguments, family, dim or 4)
     _others(reading, arguments)
     return rates
 

@@ -11,9 +11,21 @@ OLD = {
     "train_unet": ("unet", "train"), "unet_learning_rate": ("unet", "learning_rate"), "train_text_encoder": ("text_encoder", "train"),
     "text_encoder_learning_rate": ("text_encoder", "learning_rate"), "train_text_encoder_2": ("text_encoder_2", "train"),
     "text_encoder_2_learning_rate": ("text_encoder_2", "learning_rate"), "train_prior": ("prior", "train"), "vae_model_name": ("vae", "model_name"),
+    "unet_weight_dtype": ("unet", "weight_dtype"), "prior_weight_dtype": ("prior", "weight_dtype"),
+    "text_encoder_weight_dtype": ("text_encoder", "weight_dtype"), "text_encoder_2_weight_dtype": ("text_encoder_2", "weight_dtype"),
     "train_text_encoder_epochs": ("text_encoder", "stop_training_after"), "train_text_encoder_2_epochs": ("text_encoder_2", "stop_training_after"),
 }  # fmt: skip
 """Keys of old versions that are in tables now."""
+
+
+QUANTISED = {
+    "INT_8": ("int8", ""),
+    "INT_W8A8": ("int8", "stored so; products are computed whole, which is more exact"),
+    "FLOAT_8": ("fp8", ""),
+    "FLOAT_W8A8": ("fp8", "stored so; products are computed whole, which is more exact"),
+    "NFLOAT_4": ("nf4", ""),
+}
+"""Ours by the types that weights are stored in, and what is to be said. With ``_SVD`` behind it a type is helped out by a thin product."""
 
 
 RENAMED = {
@@ -56,10 +68,9 @@ __version debug_mode debug_dir workspace_dir cache_dir tensorboard_expose tensor
 validate_after validate_after_unit continue_last_backup include_train_config multi_gpu device_indexes
 gradient_reduce_precision fused_gradient_reduce async_gradient_reduce async_gradient_reduce_buffer output_model_format
 latent_caching latent_caching_epochs clear_cache_before_training image_caching text_caching train_device temp_device
-fallback_train_dtype enable_autocast_cache only_cache frames attention_mechanism weight_dtype unet_weight_dtype
-text_encoder_weight_dtype text_encoder_2_weight_dtype prior_weight_dtype vae_weight_dtype embedding_weight_dtype
+fallback_train_dtype enable_autocast_cache only_cache frames attention_mechanism vae_weight_dtype embedding_weight_dtype
 lora_weight_dtype train_unet_epochs train_prior_epochs dataloader_threads caching_threads prefetch_next_batch
-gradient_checkpointing_cpu_offload enable_async_offloading enable_activation_offloading layer_offload_fraction
+gradient_checkpointing_cpu_offload enable_async_offloading enable_activation_offloading
 async_offloading compile vb_loss_strength loss_scaler embedding_learning_rate preserve_embedding_norm embedding
 embeddings embedding_model_names token_count initial_embedding_text bundle_additional_embeddings cloud
 lora_decompose_norm_epsilon lora_decompose_output_axis oft_block_size oft_block_share dora_oft oft_scaled

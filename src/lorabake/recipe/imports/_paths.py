@@ -17,7 +17,7 @@ _FILES = (".safetensors", ".ckpt", ".sft", ".pt", ".bin", ".pth", ".gguf")
 def located(reading: Reading, key: str, text: str, *, model: bool = False) -> str:
     """A path as a recipe has it: absolute, or as it was if it is of another system or, of a ``model``, its name on a hub."""
     given = text.strip()
-    if _WINDOWS.match(given) and os.name != "nt":
+    if is_foreign(given):
         reading.warnings.append(
             f"{reading.prefix}{key} = {given} is a path of Windows. Put in where it is on this machine."
         )
@@ -35,9 +35,18 @@ def located(reading: Reading, key: str, text: str, *, model: bool = False) -> st
     return found
 
 
-def is_hub_name(text: str) -> bool:
-    """Whether it is ``owner/model`` and no file or folder here."""
-    return bool(_HUB.match(text)) and not text.lower().endswith(_FILES) and not os.path.exists(text)
+def is_foreign(text: str) -> bool:
+    """Whether it is a path of Windows, elsewhere."""
+    return bool(_WINDOWS.match(text)) and os.name != "nt"
+
+
+def is_hub_name(text: str, folder: str | os.PathLike[str] = "") -> bool:
+    """Whether it is ``owner/model`` and no file or folder that is counted from ``folder``, else from the current one."""
+    return (
+        bool(_HUB.match(text))
+        and not text.lower().endswith(_FILES)
+        and not os.path.exists(os.path.join(folder, os.path.expanduser(text)))
+    )
 
 
 def beside(config: Path, text: str) -> Path | None:

@@ -71,8 +71,25 @@ def read(reading: Reading) -> None:
         reading.lines.sort(key=lambda line: line.kind != "lost")
 
 
-_QUANTISED = {"qfloat8": "fp8", "float8": "fp8", "qint8": "int8", "int8": "int8", "qint4": "nf4", "nf4": "nf4"}
-"""Ours by their names."""
+_QUANTISED = {
+    "qfloat8": "fp8",
+    "qfloat8_e4m3fn": "fp8",
+    "float8": "fp8",
+    "qint8": "int8",
+    "int8": "int8",
+    "uint8": "int8",
+    "qint4": "nf4",
+    "uint4": "nf4",
+    "nf4": "nf4",
+}
+"""Ours by their names; what is there in whole numbers of 4 bits is here in nf4."""
+_SWAP = "set train.blocks_to_swap, the number of the denoiser's blocks that wait in main memory, with train.gradient_checkpointing = true."
+_LEFT = {
+    "quantize_te": "T5 goes with model.quantize, and CLIP stays whole.",
+    "low_vram": f"networks that are not needed leave memory by themselves here. If it is still short, {_SWAP}",
+    "layer_offloading": f"to have parts of the base wait in main memory here, {_SWAP}",
+}
+"""Keys without which the same is learnt, and what to do instead."""
 
 
 def _model(model: Reading) -> tuple[bool, bool]:
@@ -112,15 +129,10 @@ def _model(model: Reading) -> tuple[bool, bool]:
             f"{lora}: LoRA files are not merged into the base first. Merge it, and give the result as model.base.",
         )
     if model.flag("quantize"):
-        kind = _QUANTISED.get((model.text("qtype") or "qfloat8").lower())
-        note = "T5 with it, and rows are scaled each by itself"
-        if kind:
-            model.put("model.quantize", kind, "quantize", note)
-        else:
-            model.left("quantize", "not stored in that type here: model.quantize takes int8, fp8 and nf4.")
-    for key in ("quantize_te", "low_vram", "layer_offloading"):
+        _quantised(model)
+    for key, what in _LEFT.items():
         if model.flag(key):
-            model.left(key, "T5 goes with model.quantize, and nothing is moved out of the GPU here.")
+            model.left(key, what)
     model.rest(
         words(
 """
@@ -133,6 +145,19 @@ accuracy_recovery_adapter vae_device te_device unet_path text_encoder_bits
         (), SWALLOWED,
     )  # fmt: skip
     return flow, bool(not known or others)
+
+
+def _quantised(model: Reading) -> None:
+    """Set how the base is stored. Behind a bar the type may name an adapter that makes up for it."""
+    given, _, recovery = (model.text("qtype") or "qfloat8").partition("|")
+    kind = _QUANTISED.get(given.strip().lower())
+    key = "qtype" if model.has("qtype") else "quantize"
+    if recovery or model.has("accuracy_recovery_adapter"):
+        model.left("accuracy_recovery_adapter", "there is none here: int8 is closest to the original, nf4 farthest.")
+    if kind:
+        model.put("model.quantize", kind, key, "T5 with it, and rows are scaled each by itself")
+    else:
+        model.left(key, f"{given}: not stored in that type here: model.quantize takes int8, fp8 and nf4.")
 
 
 def _network(network: Reading, process: Reading, flow: bool) -> None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lorabake.recipe.imports import _network, _optimizers, _schedules, _values, kohya_data, kohya_objective
+from lorabake.recipe.imports import (
+    _blocks,
+    _network,
+    _optimizers,
+    _prompts,
+    _schedules,
+    _transformer_blocks,
+    _values,
+    kohya_data,
+    kohya_memory,
+    kohya_objective,
+)
 from lorabake.recipe.imports._kohya_rows import IDLE_KEYS, LEFT, LOST, PRECISIONS, SUBSET, TRAINING
 from lorabake.recipe.imports._optimizers import arguments_of
 from lorabake.recipe.imports._paths import located
@@ -17,6 +28,7 @@ SWALLOWED = "sd-scripts takes no notice of it, without a word."
 DEFAULT_LR = 2e-6
 DEFAULT_STEPS = 1600
 _PARTS = {"ae": "model.vae", "vae": "model.vae"}
+_SDXL_NAMES = ("sdxl", "sd_xl", "stable-diffusion-xl", "pony", "illustrious", "noobai")
 _ENCODERS = ("clip_l", "clip_g", "t5xxl")
 HANDLED = frozenset(
     words(
@@ -29,7 +41,8 @@ lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale lr_scheduler_m
 max_train_epochs max_train_steps save_every_n_epochs save_every_n_steps save_last_n_epochs save_last_n_steps
 save_precision mixed_precision sample_prompts sample_every_n_epochs sample_every_n_steps train_data_dir reg_data_dir
 dataset_config masked_loss logging_dir log_with validate_every_n_epochs validate_every_n_steps caption_extention
-dataset_repeats fp8_base fp8_base_unet
+dataset_repeats fp8_base fp8_base_unet block_lr
+blocks_to_swap split_mode
 """
     )
 )
@@ -46,7 +59,7 @@ def read(reading: Reading, dataset: Mapping[str, Any] | None) -> None:
         )
     _model(reading, family)
     kohya_data.data(reading, dataset)
-    ratios = _network.network(reading)
+    ratios = _network.network(reading, family)
     reading.rows(
         row for row in TRAINING if row.setting not in ("train.batch_size",) or not reading.get("train.batch_size")
     )
@@ -55,8 +68,9 @@ def read(reading: Reading, dataset: Mapping[str, Any] | None) -> None:
     _optimizer(reading, steps)
     kohya_objective.objective(reading, family)
     _precision(reading)
+    kohya_memory.memory(reading, family)
     _saving(reading)
-    _samples(reading)
+    _samples(reading, family)
     _validation(reading)
     _no_use(reading)
     reading.losses(LOST)
@@ -75,13 +89,12 @@ def family_of(given: Mapping[str, Any]) -> Family:
     if has & {"ae", "t5xxl"} or module.endswith("_flux") or kind.startswith("flux"):
         return "flux"
     sdxl = given.get("sdxl") in (True, "true", "True") or kind.startswith("sdxl") or "no_half_vae" in has
-    name = str(given.get("pretrained_model_name_or_path") or "").lower()
-    return (
-        "sdxl"
-        if sdxl
-        or any(word in name for word in ("sdxl", "sd_xl", "stable-diffusion-xl", "pony", "illustrious", "noobai"))
-        else "sd"
-    )
+    return "sdxl" if sdxl or is_sdxl_name(str(given.get("pretrained_model_name_or_path") or "")) else "sd"
+
+
+def is_sdxl_name(base: str) -> bool:
+    """Whether a base model is called as those of SDXL are."""
+    return any(word in base.lower() for word in _SDXL_NAMES)
 
 
 def _model(reading: Reading, family: Family) -> None:
@@ -171,6 +184,8 @@ def rates(reading: Reading, family: Family, ratios: Mapping[str, Any]) -> None:
     else:
         _text_rates(reading, family, encoder or [base], bool(encoder), ratios.get("train_t5xxl") is True)
     _plus(reading, ratios, only_unet)
+    _blocks.absolute(reading, reading.get("optimizer.lr") or 0.0)
+    _transformer_blocks.rates(reading, ratios.get(_transformer_blocks.REG_LRS))
 
 
 def _text_rates(reading: Reading, family: Family, given: list[float], stated: bool, t5: bool) -> None:
@@ -291,9 +306,6 @@ def _precision(reading: Reading) -> None:
         reading.put("train.precision", "fp32", "mixed_precision", kind=None if given else "default")
     else:
         reading.lost("mixed_precision", "it is none of no, fp16 and bf16.")
-    for key in ("fp8_base", "fp8_base_unet"):
-        if reading.flag(key):
-            reading.put("model.quantize", "fp8", key)
 
 
 def _saving(reading: Reading) -> None:
@@ -342,23 +354,8 @@ def _saving(reading: Reading) -> None:
             reading.left("log_with", "runs are logged to events.jsonl, and for TensorBoard with save.tensorboard.")
 
 
-def _samples(reading: Reading) -> None:
-    prompts = reading.text("sample_prompts")
-    if prompts is not None:
-        if prompts.lower().endswith((".toml", ".json")):
-            reading.left(
-                "sample_prompts",
-                "prompts are read from a text file, one a line: write them so, and give sample.prompts_file.",
-            )
-        elif prompts.lower().endswith(".txt"):
-            reading.put("sample.prompts_file", located(reading, "sample_prompts", prompts), "sample_prompts")
-        else:
-            reading.put(
-                "sample.prompts",
-                [line.strip() for line in prompts.splitlines() if line.strip() and not line.startswith("#")],
-                "sample_prompts",
-                "one a line",
-            )
+def _samples(reading: Reading, family: Family) -> None:
+    _prompts.prompts(reading, family)
     _rhythm(reading, "sample", needs="sample", without="there are no prompts.")
 
 

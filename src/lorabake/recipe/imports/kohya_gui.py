@@ -219,7 +219,7 @@ def _network(config: dict[str, Any], theirs: Mapping[str, Any]) -> None:
     if theirs.get("sd3_checkbox") in (True, "true") and kind in ("Standard", "Kohya LoCon"):
         config["network_module"] = "networks.lora_sd3"
     for key in keys:
-        if not _values.is_nothing(theirs.get(key)) and theirs[key] not in (0, False, "0"):
+        if _is_handed_over(key, theirs.get(key)):
             arguments[key] = theirs[key]
     for key in ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio"):
         if key in config:
@@ -227,6 +227,13 @@ def _network(config: dict[str, Any], theirs: Mapping[str, Any]) -> None:
     for key in {*_OF_LYCORIS, *_OF_KOHYA, *_OF_FLUX, "train_blocks"}:
         config.pop(key, None)
     config["network_args"] = arguments
+
+
+def _is_handed_over(key: str, value: Any) -> bool:
+    """Whether a field of the network says something: 0 does in a list by block alone, and ``none`` in a choice of blocks."""
+    if isinstance(value, str) and value.strip().lower() == "none" and key.endswith("_block_indices"):
+        return True
+    return not _values.is_nothing(value) and value not in (0, False) and (value != "0" or key.endswith("_lr_weight"))
 
 
 def _models(config: dict[str, Any], theirs: Mapping[str, Any]) -> None:

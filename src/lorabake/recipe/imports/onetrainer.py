@@ -10,7 +10,7 @@ from typing import Any
 from lorabake.base.cards import cards
 from lorabake.base.errors import UserError
 from lorabake.recipe.imports import _values, onetrainer_concepts, onetrainer_run
-from lorabake.recipe.imports._onetrainer_keys import IDLE, LOST, OLD, RENAMED, SWALLOWED
+from lorabake.recipe.imports._onetrainer_keys import IDLE, LOST, OLD, QUANTISED, RENAMED, SWALLOWED
 from lorabake.recipe.imports._paths import located
 from lorabake.recipe.imports._reading import Reading, Row
 
@@ -30,6 +30,9 @@ MASKS = (
     Row("masked_prior_preservation_weight", "preservation.outside_masks", number, off=(0.0,)),
 )
 _FLOWS = ("FLUX_DEV_1", "FLUX_FILL_DEV_1", "STABLE_DIFFUSION_3", "STABLE_DIFFUSION_35")
+_WHOLE = ("", "FLOAT_16", "BFLOAT_16", "FLOAT_32", "TFLOAT_32")
+_T5 = {"FLUX": "text_encoder_2", "STABLE_DIFFUSION_3": "text_encoder_3"}
+"""Where the T5 of a family is."""
 _TYPES = {"FLOAT_16": "fp16", "BFLOAT_16": "bf16", "FLOAT_32": "fp32"}
 
 
@@ -45,6 +48,7 @@ def read(reading: Reading) -> None:
     reading = _modern(reading)
     model_type = (reading.text("model_type") or "STABLE_DIFFUSION_15").upper()
     flow = _model(reading, model_type)
+    _quantised(reading, model_type)
     _adapter(reading, method)
     reading.rows(ROWS)
     _length(reading)
@@ -138,6 +142,36 @@ def _model(reading: Reading, model_type: str) -> bool:
         reading.default("model.t5_tokens", 77, "text_encoder_2_sequence_length")
     reading.seen.add("text_encoder_sequence_length")
     return flow
+
+
+def _quantised(reading: Reading, model_type: str) -> None:
+    """Set how the base is stored: a part without a type of its own has that of all."""
+    denoiser = onetrainer_run.denoiser(reading, model_type)
+    t5 = next((part for start, part in _T5.items() if model_type.startswith(start)), "")
+    own = _stored(reading, denoiser)
+    key, given = (f"{denoiser}: weight_dtype", own) if own else ("weight_dtype", _stored(reading, ""))
+    reading.seen.add("weight_dtype")
+    known = given.removesuffix("_SVD")
+    if known in QUANTISED:
+        kind, note = QUANTISED[known]
+        notes = (note, "without what SVD adds to it" if known != given else "", "T5 with it" if t5 else "")
+        reading.put("model.quantize", kind, key, "; ".join(filter(None, notes)))
+    elif given not in _WHOLE:
+        reading.left(key, f"{given}: not stored in that type here: model.quantize takes int8, fp8 and nf4.")
+    for part in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        if (stored := _stored(reading, part)) in _WHOLE:
+            continue
+        if part == t5 and reading.get("model.quantize"):
+            reading.say("converted", f"{part}: weight_dtype", note=f"{stored}: T5 goes with the denoiser")
+        else:
+            what = "T5 goes with the denoiser: model.quantize." if part == t5 else "CLIP stays whole here."
+            reading.left(f"{part}: weight_dtype", f"{stored}: {what}")
+
+
+def _stored(reading: Reading, part: str) -> str:
+    """The type that the weights of a part are stored in, or of all parts; "" where it is not said."""
+    given = (reading.table(part) if part else reading.given).get("weight_dtype")
+    return "" if _values.is_nothing(given) else str(given).upper()
 
 
 def _adapter(reading: Reading, method: str) -> None:
@@ -283,6 +317,15 @@ def _run(reading: Reading) -> None:
         kind=None if reading.has("gradient_checkpointing") else "default",
     )
     reading.seen.add("gradient_checkpointing")
+    share = reading.number("layer_offload_fraction")
+    if checkpointing == "CPU_OFFLOADED":
+        waits = f", {share:g} of them there" if share else ""
+        reading.left(
+            "layer_offload_fraction" if share else "gradient_checkpointing",
+            f"to have layers wait in main memory here, set train.blocks_to_swap, a number of the denoiser's blocks{waits}. They are recomputed already.",
+        )
+    elif share:
+        reading.unused("layer_offload_fraction", "it goes with gradient_checkpointing = CPU_OFFLOADED.")
     if reading.flag("tensorboard"):
         reading.put("save.tensorboard", True, "tensorboard", "into the run's folder")
     if reading.flag("validation"):

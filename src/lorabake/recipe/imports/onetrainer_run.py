@@ -44,11 +44,18 @@ def _scaled(reading: Reading, rate: float) -> tuple[float, str]:
     )
 
 
+def denoiser(reading: Reading, model_type: str) -> str:
+    """The table of the denoiser: whole configs have tables of other models too. Old ones call Flux's and SD3's the prior."""
+    others = model_type.startswith(("FLUX", "STABLE_DIFFUSION_3"))
+    names = ("transformer", "prior", "unet") if others else ("unet", "transformer", "prior")
+    return next((name for name in names if reading.table(name)), names[0])
+
+
 def rates(reading: Reading, model_type: str) -> None:
     """Set the learning rates: of the denoiser, and of each text encoder."""
     usual = reading.number("learning_rate")
     base = 3e-6 if usual is None else usual
-    name = next((key for key in ("unet", "transformer", "prior") if reading.table(key)), "unet")
+    name = denoiser(reading, model_type)
     part = reading.table(name)
     _rate(reading, "optimizer.lr", f"{name}: learning_rate", part, base, "learning_rate", usual is not None)
     count = next((count for start, count in _ENCODERS.items() if model_type.startswith(start)), 1)
