@@ -22,6 +22,9 @@ from typing import Any
 from lorabake.base.errors import UserError
 from lorabake.base.events import Event, EventLog
 
+_ASK_OTHERWISE = ("objective.", "validation.", "dataset", "data.", "model.")
+"""Settings (and the pictures) with which held-out losses are others, whatever was learnt."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -104,12 +107,32 @@ class Run:
         """Whether the run reached its last step."""
         return any(event["kind"] == "finished" for event in self.read_events())
 
-    def checkpoint_paths(self) -> list[Path]:
-        """Checkpoints that were told of as saved and are still there, oldest first.
+    def checkpoint_paths(self, last: int | None = None) -> list[Path]:
+        """Checkpoints that were told of as saved and are still there, oldest first; a step's running averages come before its own.
 
         A file or folder that a crash left half written was never told of.
+
+        Args:
+            last: only those of as many steps, the newest that have any.
         """
-        return [self.folder / event["file"] for event in self.checkpoint_events()]
+        events = self.checkpoint_events()
+        newest = sorted({event["step"] for event in events})[-(last or 0) :]
+        return [self.folder / event["file"] for event in events if event["step"] in newest]
+
+    def lowest_held_out(self) -> Event | None:
+        """The checkpoint, of those that are still there, whose held-out loss is the lowest: its event, with ``loss`` and ``change`` of that.
+
+        None where no checkpoint's was asked. What was asked in another way, before settings were changed, is not compared.
+        """
+        asked: dict[tuple[int, float | None], Event] = {}
+        for event in self.read_events():
+            if event["kind"] == "validation":
+                asked[event["step"], event.get("ema")] = event
+            elif event["kind"] == "sitting" and any(name.startswith(_ASK_OTHERWISE) for name in event["changes"]):
+                asked.clear()
+        told = [(asked.get((event["step"], event.get("ema"))), event) for event in self.checkpoint_events()]
+        found = [{**event, "loss": answer["loss"], "change": answer["change"]} for answer, event in told if answer]
+        return min(found, key=lambda event: event["loss"], default=None)
 
     def last_checkpoint(self) -> Path | None:
         """The checkpoint that was told of last, be it still there or not; None before the first."""

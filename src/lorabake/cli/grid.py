@@ -22,7 +22,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="a file of prompts")
     parser.add_argument("--weights", default="1", help="LoRA weights, such as 0.4,0.7,1 (default 1)")
     parser.add_argument("--seeds", default="", help="seeds, such as 1,2,3 or 1-4 (default: the prompts' own)")
-    parser.add_argument("--last", type=int, metavar="N", help="only the last N checkpoints of the run")
+    parser.add_argument(
+        "--last",
+        type=int,
+        metavar="N",
+        help="only the checkpoints of the run's last N steps that have any, running averages (train.ema) beside each",
+    )
     add_base(parser, "the run's own")
     parser.add_argument("--out", type=Path, help=".png or .webp (default: grid.png in the run folder)")
     add_text_options(parser)

@@ -274,6 +274,7 @@ class _Session:
                 self._write_checkpoints(steps)
             self._tell_picture_losses()
             drop_old(run, self._checked.recipe.save.keep, self._listeners)
+            self._tell_lowest_held_out()
             self._log.emit("finished", steps=steps, checkpoint=self._checkpoint_file(steps))
         else:
             self._listeners.emit("stopped", step=steps, total_steps=bake.total_steps, folder=str(run.folder))
@@ -340,11 +341,23 @@ class _Session:
         self._state_due = time.monotonic() + save.state_every
 
     def _validate(self, step: int) -> None:
-        """The loss of the held-out pictures, where there are any."""
-        if self._bake.held_out:
-            with finished_weights(self._bake.optimizer, self._bake.groups):
-                told = self._bake.held_out.compare().told()
-            self._log.emit("validation", step=step, **told)
+        """The loss of the held-out pictures, where there are any; before it, that with each running average, once there is one to tell."""
+        bake = self._bake
+        if not bake.held_out:
+            return
+        if bake.averages and step:
+            for decay in bake.averages.decays:
+                with bake.averages.as_weights(decay):
+                    told = bake.held_out.compare().told()
+                self._log.emit("validation", step=step, **told, ema=decay)
+        with finished_weights(bake.optimizer, bake.groups):
+            told = bake.held_out.compare().told()
+        self._log.emit("validation", step=step, **told)
+
+    def _tell_lowest_held_out(self) -> None:
+        """Which of the checkpoints that stay does best on the held-out pictures, so that people can choose among steps and averages."""
+        if self._bake.held_out and (lowest := self._run.lowest_held_out()):
+            self._log.emit("lowest_held_out", **{name: lowest[name] for name in ("step", "file", "loss", "change")})
 
     def _tell_picture_losses(self) -> None:
         """The table of all pictures, and which of them stand out."""
