@@ -239,7 +239,7 @@ def grid(
     from lorabake.sampling.reading import schedule_of
     from lorabake.sampling.tasting import taste
 
-    files, own = checkpoints_of(run, last)
+    files, own = checkpoints_of(run, last, on_note)
     facts = inspect_model(**source_of(own, base, vae, text_encoders, prediction))
     asked: TextOptions = {"clip_skip": clip_skip, "max_tokens": max_tokens, "t5_tokens": t5_tokens}
     chosen, options = _readable(facts, prompts, files, asked, on_note)
@@ -289,11 +289,14 @@ def source_of(
 
 
 def checkpoints_of(
-    run: Location | Run | Sequence[Location], last: int | None = None
+    run: Location | Run | Sequence[Location],
+    last: int | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> tuple[list[Path], dict[str, Any]]:
     """LoRA files of a run, a run folder or a list, and what the run was trained on as arguments of ``inspect_model``.
 
     ``last``: only those of as many steps of the run, the newest (a step has several where running averages are saved), or of the list.
+    ``on_note`` is told where the run's log is damaged, so that a checkpoint may be missing.
 
     Raises:
         UserError: there are none.
@@ -309,6 +312,8 @@ def checkpoints_of(
             return [path], {}
         run = Run(path)
     own = ModelSettings.model_validate(run.read_manifest()["recipe"]["model"]).source()
+    if damage := run.damage():
+        on_note(damage)
     saved = run.checkpoint_paths(last)
     if files := [path for path in saved if path.is_file()]:
         return files, own

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorabake.base.runs import Run
 from lorabake.recipe import check_values
 from lorabake.sampling.infotext import save_png
 from lorabake.train.continuing import pictures_of
@@ -35,7 +36,7 @@ def settings(options: Options, **more: Any) -> list[str]:
 
 
 def events(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return Run(run).read_events()
 
 
 def train(oven: Any, dataset: Path, into: Path, words: list[str], *more: str, before: str = "", code: int = 0) -> Any:

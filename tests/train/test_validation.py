@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 
 from lorabake.base.errors import Problems
 from lorabake.base.events import Event, Events
+from lorabake.base.runs import Run
 from lorabake.cli.terminal import TrainingProgress
 from lorabake.dataset.holdout import chances
 from lorabake.pocket.world import draw, sample
@@ -59,7 +59,7 @@ def run(raw: dict[str, Any], into: Path, stop: Callable[[list[Event]], bool] = l
 
 
 def told(into: Path) -> list[Event]:
-    return [json.loads(line) for line in (into / "events.jsonl").read_text().splitlines()]
+    return Run(into).read_events()
 
 
 def of_kind(events: list[Event], kind: str) -> list[Event]:
