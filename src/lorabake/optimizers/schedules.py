@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lorabake.base.cards import Card, Settings, find
 from lorabake.base.units import Stretch
@@ -42,6 +43,13 @@ class ScheduleSettings(Settings):
 
     warmup: Stretch = Stretch()
     """Over which part of the run the learning rate rises from zero: a share (0.05), or "200 steps". 0.05 calms the start of long runs."""
+
+    @field_validator("*")
+    @classmethod
+    def _leaves_some_of_the_run(cls, given: Any) -> Any:
+        if isinstance(given, Stretch) and given.share == 1:
+            raise ValueError('1 is the whole run: a share of it must be below 1; steps are written "1 step"')
+        return given
 
 
 class FallingSettings(ScheduleSettings):
