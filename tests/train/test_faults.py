@@ -215,7 +215,7 @@ m._Session._after_step = after
 
 LIMITS = {
     "the first of its networks": ("lorabake.train.checkpoint", "write_checkpoint", "unet/diffusion_pytorch_model.safetensors could not be written"),
-    "what is copied": ("lorabake.families.sd.model", "copy_others", "vae/diffusion_pytorch_model.safetensors could not be written"),
+    "what is copied": ("lorabake.families.networks.export", "_copy_others", "vae/diffusion_pytorch_model.safetensors could not be written"),
     "what is no file of ours": ("lorabake.train.run", "fingerprint", "Is a directory"),
 }  # fmt: skip
 
