@@ -222,7 +222,7 @@ def test_what_is_not_a_schedule_setting(name: str, wrong: dict[str, Any]) -> Non
     [("cosine", "warmup"), ("inverse-sqrt", "timescale"), ("rex-warm-restarts", "first_cycle")],
 )
 def test_one_is_neither_a_step_nor_a_share(name: str, setting: str) -> None:
-    for given in (1, 1.0, "100 %"):
-        with pytest.raises(ValueError, match='a share of it must be below 1; steps are written "1 step"'):
-            settings_of(name, **{setting: given})
+    for whole in (1, 1.0, "100 %"):
+        with pytest.raises(ValueError, match=r'a share of it must be below 1; steps are written "1 step"'):
+            settings_of(name, **{setting: whole})
     assert getattr(settings_of(name, **{setting: "1 step"}), setting).count == 1

@@ -19,6 +19,8 @@ class ScheduleCard(Card):
 
     kohya_name: str = ""
     """``ss_lr_scheduler`` as clients know it; the name itself, left empty."""
+    spans: bool = True
+    """Whether its shape is laid over the length of the run, so that another length gives other rates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ def _whole(length: float) -> int:
 
 _HERE = "lorabake.optimizers.schedules"
 CARDS = (
-    ScheduleCard("schedule", "constant", "Full rate throughout.", f"{_HERE}:constant", ScheduleSettings),
+    ScheduleCard("schedule", "constant", "Full rate throughout.", f"{_HERE}:constant", ScheduleSettings, spans=False),
     ScheduleCard("schedule", "linear", "Straight down to zero.", f"{_HERE}:linear", FallingSettings),
     ScheduleCard(
         "schedule", "cosine", "Half a cosine down to zero; the usual choice.", f"{_HERE}:cosine", FallingSettings
