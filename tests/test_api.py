@@ -138,6 +138,19 @@ def test_what_is_probably_not_meant_is_told(trained: Any) -> None:
     assert len(told) == 1
 
 
+def test_running_averages_are_rows_of_their_own(pictures: Path, tmp_path: Path) -> None:
+    done = lb.train(
+        pictures, tmp_path / "run", adapter={"rank": 1}, save={"every": "1 steps"}, output={"name": "mira"},
+        train={"length": "2 steps", "device": "cpu", "ema": [0.9]},
+    )  # fmt: skip
+    names = ["mira-step00000001-ema0.9", "mira-step00000001", "mira-ema0.9", "mira"]
+    files = [done.run.checkpoints / f"{name}.safetensors" for name in names]
+    assert lb.grid(done.run, LINE).tobytes() == lb.grid(files, LINE).tobytes()
+    newest = lb.grid(done.run, LINE, last=1).tobytes()
+    assert newest == lb.grid(files[2:], LINE).tobytes() == lb.grid(files, LINE, last=2).tobytes()
+    assert newest != lb.grid(files[:2], LINE).tobytes()
+
+
 def test_files_at_home_are_found(trained: Any, home: Path) -> None:
     home.mkdir()
     file = shutil.copy(trained.run.checkpoint_paths()[-1], home / "mira.safetensors")

@@ -226,7 +226,7 @@ def grid(
         prompts: as for :func:`generate`.
         weights: strengths.
         seeds: draw each prompt with each of these.
-        last: only as many of the checkpoints, the newest.
+        last: only the checkpoints of as many steps, the newest; or only as many of the files, the last ones.
         base: as for :func:`generate`; default: the run's own, with its VAE and text encoders.
         vae, text_encoders, prediction, clip_skip, max_tokens, t5_tokens, device, precision, on_note: as for :func:`generate`.
         progress: called with (pictures done, pictures in all).
@@ -239,8 +239,7 @@ def grid(
     from lorabake.sampling.reading import schedule_of
     from lorabake.sampling.tasting import taste
 
-    files, own = checkpoints_of(run)
-    files = files[-last:] if last else files
+    files, own = checkpoints_of(run, last, on_note)
     facts = inspect_model(**source_of(own, base, vae, text_encoders, prediction))
     asked: TextOptions = {"clip_skip": clip_skip, "max_tokens": max_tokens, "t5_tokens": t5_tokens}
     chosen, options = _readable(facts, prompts, files, asked, on_note)
@@ -289,8 +288,15 @@ def source_of(
     return start | {name: value for name, value in given.items() if value}
 
 
-def checkpoints_of(run: Location | Run | Sequence[Location]) -> tuple[list[Path], dict[str, Any]]:
+def checkpoints_of(
+    run: Location | Run | Sequence[Location],
+    last: int | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> tuple[list[Path], dict[str, Any]]:
     """LoRA files of a run, a run folder or a list, and what the run was trained on as arguments of ``inspect_model``.
+
+    ``last``: only those of as many steps of the run, the newest (a step has several where running averages are saved), or of the list.
+    ``on_note`` is told where the run's log is damaged, so that a checkpoint may be missing.
 
     Raises:
         UserError: there are none.
@@ -298,7 +304,7 @@ def checkpoints_of(run: Location | Run | Sequence[Location]) -> tuple[list[Path]
     if isinstance(run, Sequence) and not isinstance(run, str):
         found = [expanded(path) for path in run]
         if len(found) != 1 or found[0].is_file():
-            return found, {}
+            return found[-(last or 0) :], {}
         run = found[0]
     if not isinstance(run, Run):
         path = expanded(run)
@@ -306,7 +312,9 @@ def checkpoints_of(run: Location | Run | Sequence[Location]) -> tuple[list[Path]
             return [path], {}
         run = Run(path)
     own = ModelSettings.model_validate(run.read_manifest()["recipe"]["model"]).source()
-    saved = run.checkpoint_paths()
+    if damage := run.damage():
+        on_note(damage)
+    saved = run.checkpoint_paths(last)
     if files := [path for path in saved if path.is_file()]:
         return files, own
     if saved:

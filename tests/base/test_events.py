@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,54 @@ def test_a_log_cut_at_every_byte_gives_its_whole_lines(tmp_path: Path, log: Even
 def test_what_is_no_event_is_left_out(tmp_path: Path, log: EventLog, junk: bytes) -> None:
     with (tmp_path / "events.jsonl").open("ab") as file:
         file.write(junk)
-    assert log.read() == EVENTS
+    assert log.read() == EVENTS and log.damaged() == ([4] if junk.endswith(b"\n") else [])
+
+
+def test_a_line_is_json_with_the_crc_of_what_is_before_it(tmp_path: Path, log: EventLog) -> None:
+    for line, event in zip((tmp_path / "events.jsonl").read_bytes().splitlines(), EVENTS, strict=True):
+        body, _, rest = line.partition(b', "crc32": ')
+        assert json.loads(line) == {**event, "crc32": f"{zlib.crc32(body):08x}"} and len(rest) == len('"00000000"}')
+
+
+def test_a_byte_that_is_not_what_it_was_is_noticed_wherever_it_is(tmp_path: Path, log: EventLog) -> None:
+    path = tmp_path / "events.jsonl"
+    data = path.read_bytes()
+    for place in range(len(data)):
+        for flip in (0x01, 0x20, 0x55, data[place], data[place] ^ ord("\n"), data[place] ^ ord('"')):
+            path.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
+            found = log.read()
+            if flip == 0 or place == len(data) - 1:
+                continue  # nothing changed, or the end of the last line, which cutting back puts back
+            if log.damaged():
+                assert all(event in EVENTS for event in found) and len(found) >= len(EVENTS) - 2
+            else:  # the name of the first line's check: its event is whole, as in a log that has none yet
+                assert place < data.index(b"\n") and [{**EVENTS[0], **found[0]}, *found[1:]] == [found[0], *EVENTS[1:]]
+
+
+def test_the_end_of_the_last_line_is_put_back(tmp_path: Path, log: EventLog) -> None:
+    path = tmp_path / "events.jsonl"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"x" + b'{"kind": "later"}\n')
+    assert log.cut_back(len(data)) == 0 and path.read_bytes() == data
+    log({"kind": "last"})
+    assert log.read() == [*EVENTS, {"kind": "last"}] and not log.damaged()
+
+
+def test_a_log_from_before_lines_had_a_check_is_read_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(json.dumps(event) + "\n" for event in EVENTS), encoding="utf-8")
+    log = EventLog(path)
+    assert log.read() == EVENTS and not log.damaged()
+    log({"kind": "last"})
+    assert log.read() == [*EVENTS, {"kind": "last"}] and not log.damaged()
+    path.write_bytes(path.read_bytes() + b'{"kind": "step", "step": 3}\n')
+    assert log.damaged() == [5], "one without a check among those that have one"
+
+
+def test_events_of_some_kinds(log: EventLog) -> None:
+    log({"kind": "step"})
+    assert log.read("checkpoint") == EVENTS[1:2] and log.read("step", "checkpoint") == [*EVENTS, {"kind": "step"}]
+    assert log.read("ste") == []
 
 
 def test_a_disk_that_takes_a_part_at_a_time(tmp_path: Path, log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,7 @@ class Part(Settings):
     [
         (0.25, Stretch(0.25), 0.25),
         (0, Stretch(0.0), 0.0),
+        ("100 %", Stretch(1.0), 1.0),
         ("5 %", Stretch(0.05), 0.05),
         ("12.5%", Stretch(0.125), 0.125),
         ("200 steps", Stretch(count=200), "200 steps"),
@@ -86,7 +87,7 @@ def test_parts_of_a_run(given_as: Any, expected: Stretch, written: Any) -> None:
     assert bool(expected) == (expected.steps(1000) > 0)
 
 
-@pytest.mark.parametrize("wrong", [1.0, -0.1, "1", "5", "-5 %", "100 %", "2 epochs", True, None, "half", [0.1]])
+@pytest.mark.parametrize("wrong", [1.01, -0.1, "1", "5", "-5 %", "101 %", "2 epochs", True, None, "half", [0.1]])
 def test_what_is_no_part_of_a_run(wrong: Any) -> None:
     with pytest.raises(ValueError):
         Part.model_validate({"part": wrong})

@@ -34,6 +34,22 @@ def test_one_picture_goes_where_it_is_told(lorabake: Any, tmp_path: Path) -> Non
         assert infotext_of(out).startswith(prompt)
 
 
+def test_a_picture_is_drawn_again_from_what_it_says(lorabake: Any, dataset: Path, tmp_path: Path) -> None:
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    line = "1girl, red hair --n blurry --d 7 --s 2 --l 3 --w 96 --h 64"
+    assert lorabake("generate", line, "--out", first, *QUICK).code == 0
+    assert lorabake("generate", "--prompts", first, "--out", again, *QUICK).code == 0
+    assert again.read_bytes() == first.read_bytes()
+    assert lorabake("train", "mira", "--set", "adapter.rank=1", *SMALL).code == 0
+    for name, prompt in (("line", ["--prompt", line]), ("picture", ["--prompts", first])):
+        assert lorabake("grid", "runs/mira", *prompt, "--out", tmp_path / f"{name}.png", *QUICK).code == 0
+    assert (tmp_path / "picture.png").read_bytes() == (tmp_path / "line.png").read_bytes()
+    said = lorabake("generate", "--prompts", tmp_path / "picture.png", *QUICK)
+    assert said.code == 2 and "picture.png tells no prompt to draw. The text holds no generation parameters" in said.err
+    said = lorabake("generate", "--prompts", tmp_path / "none.png", *QUICK)
+    assert said.code == 2 and "none.png cannot be read as a picture" in said.err
+
+
 def test_notes_are_told_once_and_beside_the_answer(lorabake: Any, dataset: Path) -> None:
     assert lorabake("train", "mira", "--set", "adapter.rank=1", *SMALL).code == 0
     long = ", ".join(["1girl, red hair"] * 40) + " --s 1"

@@ -134,6 +134,7 @@ def test_layers_have_names_of_their_own(model: Model) -> None:
     assert not {alias for alias, _ in owners} & set(keys)
     assert {layer.part for layer in layers} == model.parts.keys()
     assert "transformer" in {layer.group for layer in layers if layer.part == "denoiser"}
+    assert {layer.group for layer in layers} - {"other"} == family_card(model.facts).groups
 
 
 def test_aliases_of_pieces_cover_their_layer_once(model: Model) -> None:

@@ -251,7 +251,8 @@ def test_a_warm_up_of_more_tags_than_there_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_", "steps"), [(None, 0), ("500 steps", 500), ("2 epochs", 24), (0.1, 100), (1, 1000), ("1 step", 1)]
+    ("given_", "steps"),
+    [(None, 0), ("500 steps", 500), ("2 epochs", 24), (0.1, 100), (1, 1000), ("1 step", 1), ("10 %", 100)],
 )
 def test_the_warm_up_in_steps(given_: object, steps: int) -> None:
     config = CaptionConfig.model_validate({"token_warmup": given_})
@@ -304,10 +305,11 @@ def test_static_means_that_captions_do_not_change(text: str, config: CaptionConf
         ({"secondary_separator": "{{", "wildcards": True}, "holds braces"),
         ({"caption_dropout_every_n_epochs": 1}, "Say caption_dropout = 1"),
         ({"caption_dropout_every_n_epochs": -1}, "greater than or equal"),
-        ({"token_warmup": 0}, "needs a number and a unit"),
-        ({"token_warmup": 1.5}, "a share of the run above 0 and up to 1"),
-        ({"token_warmup": True}, "needs a number and a unit"),
-        ({"token_warmup": "0 steps"}, "at least 1"),
+        ({"token_warmup": 0}, "is no length"),
+        ({"token_warmup": 1.5}, "is not a share of the run: it must be from 0 to 1"),
+        ({"token_warmup": True}, "no part of a run.*or a number of epochs"),
+        ({"token_warmup": "0 steps"}, "is no length"),
+        ({"token_warmup": "0 epochs"}, "at least 1"),
         ({"token_warmup_min": -1}, "greater than or equal"),
     ],
 )

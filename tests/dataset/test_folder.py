@@ -280,18 +280,6 @@ def test_everything_else_is_dropped_with_a_reason(tmp_path: Path) -> None:
     assert any("8 files or folders are not used" in note for note in dataset.notes)
 
 
-def test_decode_finds_damage_in_the_middle(tmp_path: Path) -> None:
-    Image.effect_noise((64, 64), 90).save(tmp_path / "a.png")
-    data = bytearray((tmp_path / "a.png").read_bytes())
-    data[len(data) // 2] ^= 255
-    (tmp_path / "a.png").write_bytes(data)
-    captioned(tmp_path / "b.png")
-    assert len(open_dataset(tmp_path)) == 2
-    dataset = open_dataset(tmp_path, decode=True)
-    assert [sample.name for sample in dataset.samples] == ["b.png"]
-    assert "broken" in dataset.dropped[0].reason
-
-
 def test_content_that_is_not_what_the_name_says_is_noted(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", "PNG")
     assert any("a.jpg is PNG" in note for note in open_dataset(tmp_path).notes)

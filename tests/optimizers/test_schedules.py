@@ -215,3 +215,14 @@ def test_a_warm_up_longer_than_the_run_only_rises() -> None:
 def test_what_is_not_a_schedule_setting(name: str, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         settings_of(name, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("cosine", "warmup"), ("inverse-sqrt", "timescale"), ("rex-warm-restarts", "first_cycle")],
+)
+def test_one_is_neither_a_step_nor_a_share(name: str, setting: str) -> None:
+    for whole in (1, 1.0, "100 %"):
+        with pytest.raises(ValueError, match=r'a share of it must be below 1; steps are written "1 step"'):
+            settings_of(name, **{setting: whole})
+    assert getattr(settings_of(name, **{setting: "1 step"}), setting).count == 1

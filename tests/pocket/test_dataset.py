@@ -26,7 +26,7 @@ def test_a_rendering_is_a_dataset_that_says_what_it_shows(tmp_path: Path) -> Non
         tmp_path / "a", 120, seed=3, named=0, workers=1, progress=lambda *done: told.append(done)
     )
     assert (rendering.pictures, rendering.drawn, told) == (120, 120, [(100, 120), (120, 120)])
-    dataset = open_dataset(tmp_path / "a", decode=True)
+    dataset = open_dataset(tmp_path / "a")
     assert len(dataset) == 120 and not dataset.dropped and not dataset.warnings
     assert all(
         sample.size == (64, 64) and sample.repeats == 1 and sample.caption_source == "txt" for sample in dataset.samples

@@ -184,7 +184,9 @@ def test_settings_are_those_of_the_models_objective(checked: Any) -> None:
          ["objective.huber_scale = 2.0 does nothing: it is for huber_schedule 'constant' or 'exponential', and huber_schedule is 'snr'."]),
         ("epsilon", {"loss": "smooth-l1", "huber_schedule": "constant", "huber_scale": 2.0, "huber_c": 0.2}, []),
         ("v", {"input_perturbation_random": True}, ["objective.input_perturbation_random does nothing: input_perturbation is 0."]),
-        ("v", {"zero_terminal_snr": True, "max_timestep": 900, "noise": "offset"},
+        ("v", {"zero_terminal_snr": True}, []),
+        ("v", {"zero_terminal_snr": True, "min_snr_gamma": 4.0}, ["objective.weighting = min-snr: it hardly counts the last timesteps, "]),
+        ("v", {"zero_terminal_snr": True, "weighting": "min-snr", "max_timestep": 900, "noise": "offset"},
          ["objective.zero_terminal_snr is for the last timestep, and max_timestep = 900 leaves it out.",
           "objective.weighting = min-snr: it hardly counts the last timesteps, ",
           "objective.noise = offset: zero_terminal_snr mends the same, "]),
@@ -208,6 +210,19 @@ def test_settings_that_do_nothing_are_told_of(
 ) -> None:
     warnings = [warning for warning in checked(prediction, **objective).warnings if warning.startswith("objective.")]
     assert len(warnings) == len(told) and all(map(str.startswith, warnings, told))
+
+
+def test_zero_terminal_snr_counts_the_timestep_it_mends_unless_weights_are_chosen(checked: Any) -> None:
+    recipe = checked("v", zero_terminal_snr=True).recipe
+    assert recipe.objective.settings.weighting == "none"
+    assert (
+        recipe.why("objective.weighting") == "zero_terminal_snr is for the last timestep, which min-snr does not count"
+    )
+    chosen = checked("v", zero_terminal_snr=True, weighting="min-snr").recipe
+    assert chosen.objective.settings.weighting == "min-snr" and "objective.weighting" not in chosen.reasons
+    assert checked("v").recipe.objective.settings.weighting == "min-snr"
+    again = checked("v", **recipe.to_dict()["objective"])
+    assert again.recipe == recipe and not [note for note in again.warnings if note.startswith("objective.")]
 
 
 def test_a_frozen_recipe_is_read_back_without_warnings(checked: Any) -> None:

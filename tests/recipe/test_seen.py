@@ -126,14 +126,14 @@ def test_idle_and_unfit_caption_settings_are_told(look: Look) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("given", ["abc", 2, 0, "0 steps", True])
+@pytest.mark.parametrize("given", ["abc", 2, 0, "0 steps", "0 epochs", True])
 def test_a_wrong_warm_up_is_one_problem(look: Look, given: Any) -> None:
     with pytest.raises(Problems) as caught:
         look(1, data={"captions": {"token_warmup": given}})
     assert [problem.where for problem in caught.value.problems] == ["data.captions.token_warmup"]
 
 
-@pytest.mark.parametrize("given", ["2 epochs", "1 step", 0.25])
+@pytest.mark.parametrize("given", ["2 epochs", "1 step", 0.25, "25 %", 1])
 def test_the_warm_up_survives_the_frozen_recipe(look: Look, given: Any, tmp_path: Path) -> None:
     checked = look(1, data={"captions": {"token_warmup": given, "secondary_separator": ";;;"}})
     frozen = tmp_path / "frozen.toml"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorabake.base.runs import Run
 from lorabake.recipe import check_values
 from lorabake.sampling.infotext import save_png
 from lorabake.train.continuing import pictures_of
@@ -35,7 +36,7 @@ def settings(options: Options, **more: Any) -> list[str]:
 
 
 def events(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return Run(run).read_events()
 
 
 def train(oven: Any, dataset: Path, into: Path, words: list[str], *more: str, before: str = "", code: int = 0) -> Any:
@@ -173,6 +174,7 @@ m._write_run = write
     ("change", "why"),
     [
         ({"adapter__rank": 4}, "adapter.rank: 2 there, 4 now (the weights so far have other shapes)"),
+        ({"adapter__conv_rank": 2}, "adapter.conv_rank: None there, 2 now (the weights so far have other shapes)"),
         ({"adapter__name": "full", "adapter__rank": None}, "adapter.name: lora there, full now (the weights so far are those"),
         ({"train__seed": 7}, "train.seed: 42 there, 7 now (an epoch would show some pictures twice"),
         ({"train__length": "3 steps"}, "train.length: 4 steps there, 3 steps now (4 steps are done already)"),
@@ -211,7 +213,8 @@ def test_other_shapes_are_noticed_whatever_made_them(oven: Any, short: Any, run:
     (run / "run.json").write_text(json.dumps(manifest))
     words = settings(options, train__length="8 steps", adapter__alpha=1.0, **KEEP)
     done = train(oven, short[0], run, words, "--continue-changed", code=2)
-    assert "other names or shapes" in done.err and "adapter.alpha: None there, 1.0 now" in done.err
+    assert "other names or shapes" in done.err and "adapter.alpha: None there, 1.0 now (what was" in done.err
+    assert "learned so far gets another strength)" in done.err
     assert json.loads((run / "run.json").read_text()) == manifest
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -16,6 +17,10 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+
+from lorabake.base.events import Event, Events
+from lorabake.recipe import check_values
+from lorabake.train.run import train
 
 Options = Callable[..., list[str]]
 
@@ -210,7 +215,7 @@ m._Session._after_step = after
 
 LIMITS = {
     "the first of its networks": ("lorabake.train.checkpoint", "write_checkpoint", "unet/diffusion_pytorch_model.safetensors could not be written"),
-    "what is copied": ("lorabake.families.sd.model", "copy_others", "vae/diffusion_pytorch_model.safetensors could not be written"),
+    "what is copied": ("lorabake.families.networks.export", "_copy_others", "vae/diffusion_pytorch_model.safetensors could not be written"),
     "what is no file of ours": ("lorabake.train.run", "fingerprint", "Is a directory"),
 }  # fmt: skip
 
@@ -301,8 +306,41 @@ def test_a_damaged_text_file_is_told_of_or_made_again(
     assert done.code in (0, 2) and "Traceback" not in done.err, done.err
     if name == "run.json":
         assert done.code == 2 and str(run) in done.err, "whose run it is must be known"
+    if (name, damage) == ("events.jsonl", "flipped"):
+        assert "events.jsonl is damaged: line" in done.err
     if (name, damage) == ("events.jsonl", "cut"):
         assert done.code == 0 and "bytes that it had; training goes on without them" in done.err
     assert (run / "checkpoints" / "mira.safetensors").read_bytes() == (
         expected / "checkpoints" / "mira.safetensors"
     ).read_bytes()
+
+
+def test_a_log_that_is_damaged_anywhere_is_told_of_and_leads_nowhere_else(dataset: Path, tmp_path: Path) -> None:
+    """Flipped bytes all over the log of a run that was stopped: weights and files are those of the whole run, and nobody is left in the dark."""
+    raw = {
+        "data": {"folder": str(dataset)}, "adapter": {"rank": 1}, "output": {"name": "mira"}, "save": {"every": "1 steps", "keep": 2},
+        "train": {"batch_size": 2, "device": "cpu", "length": "5 steps", "ema": [0.9]},
+    }  # fmt: skip
+    checked = check_values(raw)
+    expected, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(checked, expected, Events())
+    done: list[Event] = []
+    train(checked, stopped, Events(done.append), stop=lambda: sum(event["kind"] == "step" for event in done) == 3)
+    whole, log = (expected / "events.jsonl").read_bytes(), (stopped / "events.jsonl").read_bytes()
+    assert whole.startswith(log)
+    rng = random.Random(3)
+    for place in sorted([0, len(log) - 1, log.index(b"\n"), *rng.sample(range(len(log)), 17)]):
+        run = tmp_path / f"flipped {place}"
+        shutil.copytree(stopped, run)
+        (run / "events.jsonl").write_bytes(log[:place] + bytes([log[place] ^ 1 << rng.randrange(8)]) + log[place + 1 :])
+        told: list[Event] = []
+        train(checked, run, Events(told.append))
+        notes = [event["text"] for event in told if event["kind"] == "note" and "is damaged: line" in event["text"]]
+        after = (run / "events.jsonl").read_bytes()
+        assert notes or after == whole, f"byte {place}"
+        assert notes or place == len(log) - 1 or place < log.index(b"\n")
+        assert after[len(log) :] == whole[len(log) :], f"byte {place}"
+        kept, left = ({path.name for path in (of / "checkpoints").iterdir()} for of in (expected, run))
+        assert kept <= left, "what a damaged line told of may stay, and nothing goes that should stay"
+        for name in kept:
+            assert (run / "checkpoints" / name).read_bytes() == (expected / "checkpoints" / name).read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 
 from lorabake.base.errors import Problems
 from lorabake.base.events import Event, Events
+from lorabake.base.runs import Run
 from lorabake.cli.terminal import TrainingProgress
 from lorabake.dataset.holdout import chances
 from lorabake.pocket.world import draw, sample
@@ -59,7 +59,7 @@ def run(raw: dict[str, Any], into: Path, stop: Callable[[list[Event]], bool] = l
 
 
 def told(into: Path) -> list[Event]:
-    return [json.loads(line) for line in (into / "events.jsonl").read_text().splitlines()]
+    return Run(into).read_events()
 
 
 def of_kind(events: list[Event], kind: str) -> list[Event]:
@@ -215,6 +215,71 @@ def test_stopped_and_continued_the_log_is_the_same(dataset: Path, others: Path, 
     run(raw, tmp_path / "cut")
     for name in ("events.jsonl", "checkpoints/mira.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+# ---- running averages
+
+
+EMA = {"batch_size": 2, "device": "cpu", "length": "6 steps", "ema": [0.1, 0.99]}
+
+
+def test_each_average_is_asked_beside_the_weights(dataset: Path, others: Path, tmp_path: Path) -> None:
+    asked = {"folder": str(others), "every": "3 steps"}
+    raw = recipe(
+        dataset, train=EMA, validation=asked, save={"every": "3 steps", "dtype": "fp32"}, optimizer={"lr": 0.01}
+    )
+    seen = run(raw, tmp_path / "both")
+    found = of_kind(seen, "validation")
+    assert [(event["step"], event.get("ema")) for event in found] == [
+        (0, None), (3, 0.1), (3, 0.99), (3, None), (6, 0.1), (6, 0.99), (6, None),
+    ]  # fmt: skip
+    assert len({event["loss"] for event in found}) == 7 and len({event["base"] for event in found}) == 1
+    plain = run({**raw, "train": {**raw["train"], "ema": []}}, tmp_path / "validation alone")
+    assert of_kind(plain, "validation") == [event for event in found if "ema" not in event]
+    assert of_kind(run({**raw, "validation": {}}, tmp_path / "averages alone"), "validation") == []
+    for folder in ("validation alone", "averages alone"):
+        assert_equal_files(tmp_path / "both", tmp_path / folder)
+    # The file with an average has the loss that was told of it.
+    for end, expected in (("-ema0.1", found[4]), ("-ema0.99", found[5]), ("", found[6])):
+        file = tmp_path / "both" / "checkpoints" / f"mira{end}.safetensors"
+        again = prepare(check_values({**raw, "adapter": {"rank": 2, "start_from": str(file)}}), Events())
+        assert again.held_out is not None and again.held_out.compare().loss == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_stopped_and_continued_the_averages_losses_are_the_same(dataset: Path, others: Path, tmp_path: Path) -> None:
+    raw = recipe(dataset, train=EMA, validation={"folder": str(others), "every": "2 steps"})
+    run(raw, tmp_path / "whole")
+    run(raw, tmp_path / "cut", lambda seen: len(of_kind(seen, "step")) >= 3)
+    run(raw, tmp_path / "cut")
+    assert (tmp_path / "cut" / "events.jsonl").read_bytes() == (tmp_path / "whole" / "events.jsonl").read_bytes()
+
+
+def test_the_lowest_of_the_checkpoints_that_stay_is_told(dataset: Path, others: Path, tmp_path: Path) -> None:
+    asked = {"folder": str(others), "every": "1 steps"}
+    raw = recipe(dataset, train=EMA, validation=asked, save={"every": "2 steps"}, optimizer={"lr": 0.3})
+    seen = run(raw, tmp_path / "all")
+    losses = {(event["step"], event.get("ema")): event["loss"] for event in of_kind(seen, "validation")}
+    saved = {(event["step"], event.get("ema")): event["file"] for event in of_kind(seen, "checkpoint")}
+    (told_of,) = of_kind(seen, "lowest_held_out")
+    best = min(saved, key=losses.__getitem__)
+    assert (told_of["file"], told_of["loss"]) == (saved[best], losses[best])
+    assert best[0] == 2, "with such a rate the first ones are the best"
+    assert seen[-1]["kind"] == "finished" and seen[-2] == told_of
+    (told_of,) = of_kind(run({**raw, "save": {"every": "2 steps", "keep": 1}}, tmp_path / "last"), "lowest_held_out")
+    assert told_of["step"] == 6, "the others were deleted"
+    assert not of_kind(run(recipe(dataset), tmp_path / "none"), "lowest_held_out")
+
+
+def test_the_terminal_shows_averages_and_the_lowest(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = TrainingProgress()
+    asked = {"step": 9, "loss": 0.15, "base": 0.2, "change": -0.05}
+    progress({"kind": "validation", **asked, "interval": None, "ema": 0.99})
+    progress({"kind": "lowest_held_out", **asked, "file": "checkpoints/mira-ema0.99.safetensors"})
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "held out at step 9 with average 0.99: loss 0.1500 (-0.0500 against the base)"
+    assert second == (
+        "lowest held-out loss of the checkpoints: checkpoints/mira-ema0.99.safetensors (0.1500, -0.0500 against the base)"
+    )
 
 
 def test_masks_count_here_too(dataset: Path, others: Path) -> None:

@@ -16,7 +16,7 @@ from lorabake.base import patterns
 from lorabake.base.cards import Settings
 from lorabake.base.errors import UserError
 from lorabake.base.streams import torch_stream
-from lorabake.protocols.adapter import AdapterCard, LayerType
+from lorabake.protocols.adapter import AdapterCard, ByLayer, LayerType
 from lorabake.protocols.family import Layer, Model, Part
 
 
@@ -179,9 +179,12 @@ def graft_newborn(
         UserError: no layer fits.
     """
     there = [layer for layer in model.layers() if layer.part in parts]
-    if unused := patterns.idle(getattr(settings, "block_rank", None), (layer.names for layer in there)):
+    for name, field in type(settings).model_fields.items():
+        table = getattr(settings, name) if ByLayer() in field.metadata else None
+        if not (unused := patterns.idle(table, (layer.names for layer in there))):
+            continue
         raise UserError(
-            f"adapter.block_rank: '{unused[0]}' is in no name of a layer that is trained. Names are such as "
+            f"adapter.{name}: '{unused[0]}' is in no name of a layer that is trained. Names are such as "
             f"{' and '.join(repr(name) for name in there[0].names)}. Nothing was started."
         )
     layers = [layer for layer in there if layer_type.fits(layer, settings)]

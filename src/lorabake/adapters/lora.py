@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from lorabake.base import patterns
-from lorabake.base.cards import Settings
+from lorabake.base.cards import IfChanged, Settings
 from lorabake.base.lazy import lazy_module
-from lorabake.protocols.adapter import AdapterCard
+from lorabake.protocols.adapter import AdapterCard, ByLayer, ForLayers
 from lorabake.protocols.family import ComputedWeight, Layer
 
 if TYPE_CHECKING:
@@ -28,18 +28,23 @@ else:
     kernels = lazy_module("lorabake.adapters._kernels")
 
 
+_SHAPES = IfChanged(refused="the weights so far have other shapes")
+_STRENGTH = IfChanged(meaning="what was learned so far gets another strength")
+_CONVOLUTIONS = ForLayers("resnet", "residual blocks with convolutions")
+
+
 class LoraSettings(Settings):
     """Settings of ``lora``."""
 
-    rank: int = Field(default=16, ge=1, le=1024)
+    rank: Annotated[int, _SHAPES] = Field(default=16, ge=1, le=1024)
     """Rank of the change to each linear layer (also called dim). More rank holds more detail and makes a larger file; 8 to 32 serves most."""
-    alpha: float | None = Field(default=None, gt=0)
+    alpha: Annotated[float | None, _STRENGTH] = Field(default=None, gt=0)
     """Scale of the change: it is multiplied by alpha / rank. Default: the rank itself, so that rank can be changed without touching the learning rate."""
-    conv_rank: int | None = Field(default=None, ge=1, le=1024)
+    conv_rank: Annotated[int | None, _SHAPES, _CONVOLUTIONS] = Field(default=None, ge=1, le=1024)
     """Rank on convolutions and residual blocks; absent leaves them alone. Helps styles and textures, about doubles the file."""
-    conv_alpha: float | None = Field(default=None, gt=0)
+    conv_alpha: Annotated[float | None, _STRENGTH, _CONVOLUTIONS] = Field(default=None, gt=0)
     """Alpha on convolutions. Default: the conv rank."""
-    block_rank: dict[str, int] | None = None
+    block_rank: Annotated[dict[str, int] | None, ByLayer()] = None
     """Table of ranks for some layers: pattern = rank, 0 leaves them alone. A pattern is a piece of a layer's name (mid_block, down_blocks.0) or a
     regular expression; the first that is found decides. Alpha goes along, so that the scale of the change stays."""
     rank_stabilized: bool = False

@@ -40,6 +40,16 @@ ROOMS = {
 """Which room, or module of one, is walked for which kind of part."""
 
 
+@dataclass(frozen=True, slots=True)
+class IfChanged:
+    """A mark on a part's setting (in its ``Annotated`` type): what it means when a run goes on with another value than it was begun with."""
+
+    refused: str = ""
+    """Why a run cannot go on. Empty: it can."""
+    meaning: str = ""
+    """What becomes of what was learned so far. Empty: what its section says."""
+
+
 class Settings(BaseModel):
     """Base of every group of settings: frozen, unknown keys, NaN and infinity are errors, and each field's docstring is its explanation."""
 

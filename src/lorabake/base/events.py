@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from lorabake.base.errors import UserError
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
+
+_CHECK = b', "crc32": "'
+"""What stands before a line's check value, its last field: the CRC-32 (hex) of all before this, as :func:`zlib.crc32` computes it."""
+_CHECK_LENGTH = len(_CHECK) + len(b'00000000"}')
 
 
 class Events:
@@ -34,6 +39,8 @@ class Events:
 class EventLog:
     """``events.jsonl``: one event a line, appended whole lines at a time, cut back to a step when a run resumes.
 
+    Each line ends with a field ``crc32``, by which a damaged one is told from what was written. It is no part of the event.
+
     Raises:
         UserError: when called: the line cannot be written (the disk is full, the folder is gone).
     """
@@ -42,7 +49,8 @@ class EventLog:
         self._path = path
 
     def __call__(self, event: Event) -> None:
-        line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(event, ensure_ascii=False).encode()[: -len(b"}")]
+        line += _check_of(line) + b"\n"
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
@@ -63,7 +71,8 @@ class EventLog:
             raise UserError(f"{self._path} could not be written: {error.strerror or error}.") from error
 
     def cut_back(self, size: int) -> int:
-        """Forget what was logged after byte ``size``. A log that is shorter keeps its whole lines; returns how many bytes it lacks.
+        """Forget what was logged after byte ``size``, the end of a line. A log that is shorter keeps its whole lines; returns how many
+        bytes it lacks.
 
         Raises:
             UserError: it cannot be written.
@@ -78,22 +87,56 @@ class EventLog:
                     file.truncate(file.read().rfind(b"\n") + 1)
                     return size - found
                 file.truncate(size)
+                if size:  # the end of a line, whatever became of it: the next one must not be appended to this one
+                    file.seek(size - 1)
+                    file.write(b"\n")
                 return 0
         except OSError as error:
             raise UserError(f"{self._path} could not be written: {error.strerror or error}.") from error
 
-    def read(self) -> list[Event]:
-        """Every whole line; a last line cut short by a crash is left out."""
+    def read(self, *kinds: str) -> list[Event]:
+        """Every event of ``kinds``, or all; damaged lines and a last one that was cut short by a crash are left out.
+
+        Naming the kinds that are wanted saves reading the rest: steps make up nearly all of a log.
+        """
+        starts = tuple(f'{{"kind": {json.dumps(kind)}, '.encode() for kind in kinds) or b""
+        lines = (line for _, line, checked in self._lines() if line.startswith(starts) and _is_sound(line, checked))
+        return [event for event in map(_event, lines) if event is not None]
+
+    def damaged(self) -> list[int]:
+        """Numbers, from 1, of lines that are not as they were written."""
+        return [number for number, line, checked in self._lines() if not _is_sound(line, checked)]
+
+    def _lines(self) -> Iterator[tuple[int, bytes, bool]]:
+        """Each line's number, its bytes, and whether it must have a check value; without a last one that was cut short.
+
+        Lines without one are of a log that was begun before there were any, and stand ahead of all that have one.
+        """
         if not self._path.exists():
-            return []
-        return list(_whole_lines(self._path.read_bytes().split(b"\n")))
+            return
+        *lines, last = self._path.read_bytes().split(b"\n")
+        checked = False
+        for number, line in enumerate([*lines, last], 1):
+            checked = checked or _CHECK in line
+            if number <= len(lines) or _is_sound(line, checked):
+                yield number, line, checked
 
 
-def _whole_lines(lines: Iterable[bytes]) -> Iterable[Event]:
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            yield event
+def _check_of(line: bytes) -> bytes:
+    return b'%s%08x"}' % (_CHECK, zlib.crc32(line))
+
+
+def _is_sound(line: bytes, checked: bool) -> bool:
+    """Whether a line is as it was written; of one that needs no check value, whether it is an event."""
+    return line[-_CHECK_LENGTH:] == _check_of(line[:-_CHECK_LENGTH]) if checked else _event(line) is not None
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(event, dict) or "kind" not in event:
+        return None
+    event.pop("crc32", None)
+    return event

@@ -22,6 +22,9 @@ from typing import Any
 from lorabake.base.errors import UserError
 from lorabake.base.events import Event, EventLog
 
+_ASK_OTHERWISE = ("objective.", "validation.", "dataset", "data.", "model.")
+"""Settings (and the pictures) with which held-out losses are others, whatever was learnt."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -96,20 +99,51 @@ class Run:
         except (OSError, ValueError):
             return {}
 
-    def read_events(self) -> list[Event]:
-        """Everything that happened so far."""
-        return EventLog(self.events).read()
+    def read_events(self, *kinds: str) -> list[Event]:
+        """Everything that happened so far, or what is of ``kinds``, which is quicker where steps are not asked for. Damaged lines are left out."""
+        return EventLog(self.events).read(*kinds)
+
+    def damage(self) -> str:
+        """What people are told of damaged lines in the event log; empty where there are none."""
+        if not (numbers := EventLog(self.events).damaged()):
+            return ""
+        named = f"{', '.join(map(str, numbers[:5]))}{f' and {len(numbers) - 5} more' * (len(numbers) > 5)}"
+        lines = f"line{'s' * (len(numbers) > 1)} {named}"
+        return (
+            f"{self.events} is damaged: {lines} of it did not stay as written, and what was told there is left out, be it a loss, a sample or "
+            "a checkpoint's name. No weight depends on it."
+        )
 
     def finished(self) -> bool:
         """Whether the run reached its last step."""
-        return any(event["kind"] == "finished" for event in self.read_events())
+        return bool(self.read_events("finished"))
 
-    def checkpoint_paths(self) -> list[Path]:
-        """Checkpoints that were told of as saved and are still there, oldest first.
+    def checkpoint_paths(self, last: int | None = None) -> list[Path]:
+        """Checkpoints that were told of as saved and are still there, oldest first; a step's running averages come before its own.
 
         A file or folder that a crash left half written was never told of.
+
+        Args:
+            last: only those of as many steps, the newest that have any.
         """
-        return [self.folder / event["file"] for event in self.checkpoint_events()]
+        events = self.checkpoint_events()
+        newest = sorted({event["step"] for event in events})[-(last or 0) :]
+        return [self.folder / event["file"] for event in events if event["step"] in newest]
+
+    def lowest_held_out(self) -> Event | None:
+        """The checkpoint, of those that are still there, whose held-out loss is the lowest: its event, with ``loss`` and ``change`` of that.
+
+        None where no checkpoint's was asked. What was asked in another way, before settings were changed, is not compared.
+        """
+        asked: dict[tuple[int, float | None], Event] = {}
+        for event in self.read_events("validation", "sitting"):
+            if event["kind"] == "validation":
+                asked[event["step"], event.get("ema")] = event
+            elif any(name.startswith(_ASK_OTHERWISE) for name in event["changes"]):
+                asked.clear()
+        told = [(asked.get((event["step"], event.get("ema"))), event) for event in self.checkpoint_events()]
+        found = [{**event, "loss": answer["loss"], "change": answer["change"]} for answer, event in told if answer]
+        return min(found, key=lambda event: event["loss"], default=None)
 
     def last_checkpoint(self) -> Path | None:
         """The checkpoint that was told of last, be it still there or not; None before the first."""
@@ -122,8 +156,7 @@ class Run:
 
     def _told_checkpoints(self) -> list[Event]:
         told: dict[str, Event] = {}
-        for event in self.read_events():
-            if event["kind"] == "checkpoint":
-                told.pop(event["file"], None)
-                told[event["file"]] = event
+        for event in self.read_events("checkpoint"):
+            told.pop(event["file"], None)
+            told[event["file"]] = event
         return list(told.values())

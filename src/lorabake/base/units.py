@@ -54,8 +54,8 @@ class Duration:
 
 
 def _plain(value: Any) -> Any:
-    """A duration as text. Where a setting may also be a number, pydantic asks here for that too."""
-    return str(value) if isinstance(value, Duration) else value
+    """A duration as text. Where a setting may also be something else, pydantic asks here for that too."""
+    return value.plain() if isinstance(value, Stretch) else str(value) if isinstance(value, Duration) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ class Stretch:
     """A stretch of a run: a share of it, written ``0.05`` or ``"5 %"``, or optimizer steps, written ``"200 steps"``."""
 
     share: float = 0.0
-    """From 0 to below 1. Not looked at where ``count`` is given."""
+    """From 0 to 1. Not looked at where ``count`` is given."""
     count: int | None = None
     """Optimizer steps."""
 
     def __post_init__(self) -> None:
-        if self.count is None and not 0 <= self.share < 1:
-            raise ValueError(f"{self.share:g} is not a share of the run: it must be from 0 to below 1")
+        if self.count is None and not 0 <= self.share <= 1:
+            raise ValueError(f"{self.share:g} is not a share of the run: it must be from 0 to 1")
 
     def __bool__(self) -> bool:
         return bool(self.share if self.count is None else self.count)

@@ -24,7 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--l cfg and --g guidance (default: what suits the base model; 5 for SD and SDXL, 1 with guidance 3.5 for Flux dev)",
     )
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="a file of prompts (.txt one a line, .toml, .json)"
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="a file of prompts (.txt one a line, .toml, .json), or a picture to draw again (.png)",
     )
     add_base(parser, "pocket")
     parser.add_argument(
@@ -53,12 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
     from lorabake.base.errors import UserError
     from lorabake.cli.arguments import drawing_options
     from lorabake.cli.terminal import bar, show_json
-    from lorabake.recipe.prompts import line_to_prompt, prompts_from_file
-    from lorabake.sampling.infotext import save_png
+    from lorabake.recipe.prompts import line_to_prompt
+    from lorabake.sampling.infotext import prompts_in, save_png
 
     prompts = [line_to_prompt(line, arguments.seed) for line in arguments.prompt]
     if arguments.prompts:
-        prompts += prompts_from_file(arguments.prompts, arguments.seed)
+        prompts += prompts_in(arguments.prompts, arguments.seed)
     if not prompts or arguments.count < 1:
         raise UserError("Nothing to draw: give a prompt, or a file with --prompts, and a count of at least 1.")
     prompts = [

@@ -19,10 +19,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", action="append", default=[], help="a prompt, with options as for `generate`; may be repeated"
     )
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a file of prompts")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="a file of prompts, or a picture to draw again (.png)"
+    )
     parser.add_argument("--weights", default="1", help="LoRA weights, such as 0.4,0.7,1 (default 1)")
     parser.add_argument("--seeds", default="", help="seeds, such as 1,2,3 or 1-4 (default: the prompts' own)")
-    parser.add_argument("--last", type=int, metavar="N", help="only the last N checkpoints of the run")
+    parser.add_argument(
+        "--last",
+        type=int,
+        metavar="N",
+        help="only the checkpoints of the run's last N steps that have any, running averages (train.ema) beside each",
+    )
     add_base(parser, "the run's own")
     parser.add_argument("--out", type=Path, help=".png or .webp (default: grid.png in the run folder)")
     add_text_options(parser)
@@ -36,13 +43,14 @@ def run(arguments: argparse.Namespace) -> int:
     from lorabake.base.errors import UserError
     from lorabake.cli.arguments import drawing_options
     from lorabake.cli.terminal import bar, show_json
-    from lorabake.recipe.prompts import line_to_prompt, prompts_from_file
+    from lorabake.recipe.prompts import line_to_prompt
     from lorabake.sampling.axes import seeds, weights
     from lorabake.sampling.grid import save_grid
+    from lorabake.sampling.infotext import prompts_in
 
     prompts = [line_to_prompt(line) for line in arguments.prompt]
     if arguments.prompts:
-        prompts += prompts_from_file(arguments.prompts)
+        prompts += prompts_in(arguments.prompts)
     if not prompts:
         raise UserError('No prompts: give some with --prompt "…", or a file with --prompts.')
     rows = weights(arguments.weights)

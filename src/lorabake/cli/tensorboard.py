@@ -8,6 +8,7 @@ With save.tensorboard = true in its recipe a run writes the same while it trains
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 HELP = "write a run's curves and samples for TensorBoard"
@@ -27,6 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
     from lorabake.cli.terminal import show_json
     from lorabake.train.tensorboard import write_from_log
 
-    folders = [str(write_from_log(Run(folder))) for folder in arguments.runs]
+    def note(text: str) -> None:
+        print(f"note: {text}", file=sys.stderr)
+
+    folders = [str(write_from_log(Run(folder), note)) for folder in arguments.runs]
     show_json(folders) if arguments.json else print("\n".join(folders))
     return 0

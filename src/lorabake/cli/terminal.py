@@ -142,7 +142,12 @@ class TrainingProgress:
     def _on_validation(self, event: Event) -> None:
         reach = event["interval"] and f", 95 % between {event['interval'][0]:+.4f} and {event['interval'][1]:+.4f}"
         against = f"{event['change']:+.4f} against the base{reach or ''}" if event["step"] else "the base's own"
-        self.say(f"held out at step {event['step']}: loss {event['loss']:.4f} ({against})")
+        average = f" with average {event['ema']:g}" if "ema" in event else ""
+        self.say(f"held out at step {event['step']}{average}: loss {event['loss']:.4f} ({against})")
+
+    def _on_lowest_held_out(self, event: Event) -> None:
+        told = f"{event['loss']:.4f}, {event['change']:+.4f} against the base"
+        self.say(f"lowest held-out loss of the checkpoints: {event['file']} ({told})")
 
     def _on_picture_losses(self, event: Event) -> None:
         hard = [f"{row['picture']} ({row['relative']:.1f} times the usual)" for row in event["hard"]]

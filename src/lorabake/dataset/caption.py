@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from lorabake.base.cards import Settings
-from lorabake.base.units import Duration
+from lorabake.base.units import Duration, Stretch
 from lorabake.dataset.wildcards import choose, count_variants, has_choices, lines_of, stray_braces, variants
 
 _MOST_VARIANTS = 64
@@ -51,9 +51,9 @@ class CaptionConfig(Settings):
     """Whether captions leave something to chance, anew at every step: of a file with several lines one is drawn, and of
     "{red|blue} hat" one choice; "{{" and "}}" are braces that stay. Default false: the first line, as it is written."""
 
-    token_warmup: Duration | float | None = None
+    token_warmup: Duration | Stretch | None = None
     """Begin with the first `token_warmup_min` tags alone, and show one more after the other until all are shown after this
-    long: "500 steps", "2 epochs", or a share of the run such as 0.1. Absent: all from the start. Fixed tags are always shown."""
+    long: "500 steps", "2 epochs", or a share of the run such as 0.1 or "10 %". Absent: all from the start. Fixed tags are always shown."""
 
     token_warmup_min: int = Field(default=1, ge=0)
     """Tags that `token_warmup` begins with, beside the fixed ones. Default 1."""
@@ -79,12 +79,15 @@ class CaptionConfig(Settings):
     @field_validator("token_warmup", mode="before")
     @classmethod
     def _is_a_length_or_a_share(cls, given: Any) -> Any:
-        if given is None or (isinstance(given, int | float) and not isinstance(given, bool) and 0 < given <= 1):
-            return given if given is None else float(given)
+        if given is None or isinstance(given, Duration):
+            return given
         try:
-            return Duration.parse(given)
+            length = Duration.parse(given) if "epoch" in str(given) else Stretch.parse(given)
         except ValueError as error:
-            raise ValueError(f"{error}, or a share of the run above 0 and up to 1") from None
+            raise ValueError(f'{error}, or a number of epochs such as "2 epochs"') from None
+        if not length:
+            raise ValueError(f"{given} is no length. Leave it out, and all tags are shown from the start")
+        return length
 
     @model_validator(mode="after")
     def _separators_differ(self) -> CaptionConfig:
@@ -135,9 +138,7 @@ def warmup_steps(config: CaptionConfig, steps_per_epoch: int, total_steps: int) 
     """Optimizer steps that the token warm-up lasts in a run."""
     if config.token_warmup is None:
         return 0
-    if isinstance(config.token_warmup, Duration):
-        return config.token_warmup.steps(steps_per_epoch)
-    return round(config.token_warmup * total_steps)
+    return config.token_warmup.steps(steps_per_epoch if isinstance(config.token_warmup, Duration) else total_steps)
 
 
 def caption_for_step(text: str, config: CaptionConfig, rng: random.Random, moment: Moment = AFTER_WARMUP) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -19,7 +19,7 @@ from lorabake.base.files import sha256_file
 from lorabake.base.machine import cores
 from lorabake.base.places import expanded
 from lorabake.dataset.companions import Captions, Masks
-from lorabake.dataset.image import DEFAULT_LIMITS, Header, ImageLimits, UnreadableImage, examine, verify
+from lorabake.dataset.image import Header, UnreadableImage, examine
 from lorabake.dataset.scan import PICTURE_EXTENSIONS, Dropped, PictureFile, Scan, named, printable, scan
 
 _FORMATS = {extension: extension[1:].upper() for extension in PICTURE_EXTENSIONS} | {".jpg": "JPEG"}
@@ -138,8 +138,6 @@ def open_dataset(
     class_tokens: str | None = None,
     every_line: bool = False,
     number_counts: bool = False,
-    limits: ImageLimits = DEFAULT_LIMITS,
-    decode: bool = False,
 ) -> Dataset:
     """Open a folder of pictures: numbered folders (``10_suzu/``), other folders and pictures directly in it (1 repeat each).
 
@@ -152,8 +150,6 @@ def open_dataset(
         class_tokens: caption of pictures that have no caption file, in folders whose name gives them none.
         every_line: captions are all lines of their file and not only the first.
         number_counts: pictures directly in the folder have the repeats and class tokens that its own name says.
-        limits: what a picture may ask of the machine.
-        decode: decode every picture, to find damage in the middle of files too (slow); else only those that look cut short.
 
     Raises:
         Problems: the folder is missing or holds no usable picture, a caption is not text, a folder asks for no repeats …:
@@ -161,7 +157,7 @@ def open_dataset(
     """
     root = Path(os.path.abspath(expanded(path)))  # "." has no name; links stay as they are
     found = _scan(root, caption_extensions, number_counts)
-    looks = _look_at_all(found.pictures, limits, verify if decode else examine)
+    looks = _look_at_all(found.pictures)
     usable = [(picture, look) for picture, look in zip(found.pictures, looks, strict=True) if isinstance(look, _Look)]
     dropped = (*found.dropped, *(look for look in looks if isinstance(look, Dropped)))
     captions, masks = Captions(caption_extensions, class_tokens, every_line), Masks(found.top)
@@ -204,14 +200,12 @@ def _scan(root: Path, caption_extensions: Sequence[str], number_counts: bool) ->
     raise Problems(str(root), [Problem("folder", what)])
 
 
-def _look_at_all(
-    pictures: Sequence[PictureFile], limits: ImageLimits, read: Callable[[Path, ImageLimits], Header]
-) -> list[_Look | Dropped]:
+def _look_at_all(pictures: Sequence[PictureFile]) -> list[_Look | Dropped]:
     """Read every picture. Threads pay because hashing and waiting for the disk both leave the interpreter free."""
 
     def look(picture: PictureFile) -> _Look | Dropped:
         try:
-            return _Look(read(picture.path, limits), sha256_file(picture.path))
+            return _Look(examine(picture.path), sha256_file(picture.path))
         except UnreadableImage as error:
             return Dropped(picture.path, error.reason)
         except OSError as error:

@@ -112,24 +112,13 @@ def read_opacity(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Imag
 def _upright(path: Path, limits: ImageLimits, take: Callable[[Image.Image], Image.Image | None]) -> Image.Image | None:
     """What ``take`` takes of the decoded picture, turned upright."""
     with _opened(path, limits) as (image, _):
-        # The orientation is taken before decoding, so that `probe` and this function always agree on it.
+        # The orientation is taken before decoding, so that `examine` and this function always agree on it.
         orientation = _orientation(image)
         image.load()
         taken = take(image)
         if taken is not None and orientation != 1:
             return taken.transpose(_UPRIGHT[orientation])
         return image.copy() if taken is image else taken
-
-
-def probe(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
-    """(width, height) once upright, from the header alone.
-
-    Raises:
-        UnreadableImage: see `read_rgb`; broken pixels are not noticed here.
-    """
-    with _opened(path, limits) as (image, _):
-        header = _header(image)
-    return header.width, header.height
 
 
 def examine(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
@@ -145,18 +134,6 @@ def examine(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
         file.seek(position)
         if suspicious:
             image.load()
-    return header
-
-
-def verify(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> Header:
-    """The header, after decoding every pixel.
-
-    Raises:
-        UnreadableImage: see `read_rgb`.
-    """
-    with _opened(path, limits) as (image, _):
-        header = _header(image)
-        image.load()
     return header
 
 

@@ -40,7 +40,12 @@ SUFFIXES: dict[str, frozenset[str]] = {
     "full": frozenset({"diff", "diff_b"}),
     "norm": frozenset({"w_norm", "b_norm"}),
 }
-"""By network type, those a layer of that type alone has. A layer is of the first type it shares a suffix with."""
+"""By network type, those a layer of that type alone has. A layer is of the first type it shares a suffix with.
+
+No second list of the parts in ``adapters``, and not to be had from their cards: these are types as other tools write them, most of which
+are no network types here, so that a file of one is known for what it is and told of. A network type whose own suffixes are missing
+here cannot read back what it saves, which the contract of network types tests.
+"""
 SHARED_SUFFIXES = frozenset({"alpha", "dora_scale"})
 _KNOWN = SHARED_SUFFIXES.union(*SUFFIXES.values())
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 from pydantic import Field, model_validator
 
 from lorabake.base.cards import Settings, cards
-from lorabake.protocols.family import Prediction
+from lorabake.protocols.family import ModelFacts, Prediction
 from lorabake.protocols.objective import RULES, RuleCard
 
 
@@ -76,13 +76,21 @@ class ObjectiveSettings(Settings):
         read = {name for card in chosen if card.kind not in inner for name in card.reads}
         return (card for card in chosen if card.kind not in inner or card.kind in read)
 
+    def reads(self, name: str) -> bool:
+        """Whether a rule that is chosen goes by this setting."""
+        return any(name in card.reads for card in self.rules())
+
     def used(self, name: str) -> Any:
         """The value of a setting if a rule goes by it, else None."""
-        return getattr(self, name) if any(name in card.reads for card in self.rules()) else None
+        return getattr(self, name) if self.reads(name) else None
 
     def schedule(self) -> Mapping[str, Any]:
         """What of the model's scheduler settings is otherwise while it is trained, and when pictures are drawn with what was."""
         return {}
+
+    def derived(self, facts: ModelFacts) -> Iterator[tuple[str, Any, str]]:
+        """Settings that were left open, as the model has them: name, value and why."""
+        return iter(())
 
     def unfit(self, prediction: Prediction) -> Iterator[tuple[str, str]]:
         """Settings, by name, that models which predict this cannot be trained with, and why not."""

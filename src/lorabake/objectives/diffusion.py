@@ -11,7 +11,7 @@ from lorabake.base.lazy import lazy_module
 from lorabake.objectives._ruled import Ruled, per_sample
 from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.objectives.timesteps import Draw
-from lorabake.protocols.family import ZERO_TERMINAL_SNR, Prediction
+from lorabake.protocols.family import ZERO_TERMINAL_SNR, ModelFacts, Prediction
 from lorabake.protocols.objective import ObjectiveCard
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ class DiffusionSettings(ObjectiveSettings):
     """Settings of ``diffusion``."""
 
     weighting: str = "min-snr"
-    """How much each timestep counts. min-snr is steadier for ε and v models; none is the plain loss. See `lorabake list weightings`."""
+    """How much each timestep counts. min-snr is steadier for ε and v models; none is the plain loss, and what zero_terminal_snr takes where nothing
+    is given here. See `lorabake list weightings`."""
     min_snr_gamma: float = Field(default=5.0, gt=0, le=100)
     """γ of min-snr and soft-min-snr: timesteps with a signal-to-noise ratio above it are damped. 5 is usual, 1 to 20 safe."""
     p2_gamma: float = Field(default=1.0, gt=0, le=4)
@@ -42,6 +43,11 @@ class DiffusionSettings(ObjectiveSettings):
     def schedule(self) -> Mapping[str, Any]:
         """Lin et al. 2023, arXiv 2305.08891."""
         return ZERO_TERMINAL_SNR if self.zero_terminal_snr else {}
+
+    def derived(self, facts: ModelFacts) -> Iterator[tuple[str, Any, str]]:
+        """Weights with which the timestep that is mended counts, where nobody chose others."""
+        if self.zero_terminal_snr and not {"weighting", "min_snr_gamma"} & self.model_fields_set:
+            yield "weighting", "none", "zero_terminal_snr is for the last timestep, which min-snr does not count"
 
     def unfit(self, prediction: Prediction) -> Iterator[tuple[str, str]]:
         """Noise cannot be told from noise."""

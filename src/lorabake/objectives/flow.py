@@ -5,14 +5,15 @@ s is the share of noise, 0 a clean picture and 1 noise alone; timesteps are 1000
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from lorabake.objectives._ruled import Ruled, per_sample
 from lorabake.objectives._settings import ObjectiveSettings
-from lorabake.objectives.timesteps import Draw
+from lorabake.objectives.timesteps import SHIFT, Draw
+from lorabake.protocols.family import ModelFacts
 from lorabake.protocols.objective import ObjectiveCard
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ class FlowSettings(ObjectiveSettings):
     shift: float | None = Field(default=None, gt=0, le=100)
     """How far shift and resolution-shift move timesteps towards noise; 1 is not at all. Default: that of the model's own schedule, or 3 where its files
     do not say it; the run's recipe holds the value. 1 to 6 is usual."""
+
+    def derived(self, facts: ModelFacts) -> Iterator[tuple[str, Any, str]]:
+        """The shift, where a rule goes by it."""
+        if self.shift is None and self.reads("shift"):
+            said = f"{facts.name}'s own schedule"
+            yield (
+                "shift",
+                facts.shift or SHIFT,
+                said if facts.shift else "what is usual: the model's files do not say theirs",
+            )
 
     def metadata(self) -> dict[str, Any]:
         """The loss, and how timesteps are drawn, in other trainers' words."""

@@ -180,6 +180,7 @@ CARDS = (
         extra=_EXTRA,
         adapts=True,
         one_rate=True,
+        warmup_guard="safeguard_warmup",
     ),
     OptimizerCard(
         "optimizer",

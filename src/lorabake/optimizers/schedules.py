@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lorabake.base.cards import Card, Settings, find
 from lorabake.base.units import Stretch
@@ -18,6 +19,8 @@ class ScheduleCard(Card):
 
     kohya_name: str = ""
     """``ss_lr_scheduler`` as clients know it; the name itself, left empty."""
+    spans: bool = True
+    """Whether its shape is laid over the length of the run, so that another length gives other rates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,13 @@ class ScheduleSettings(Settings):
 
     warmup: Stretch = Stretch()
     """Over which part of the run the learning rate rises from zero: a share (0.05), or "200 steps". 0.05 calms the start of long runs."""
+
+    @field_validator("*")
+    @classmethod
+    def _leaves_some_of_the_run(cls, given: Any) -> Any:
+        if isinstance(given, Stretch) and given.share == 1:
+            raise ValueError('1 is the whole run: a share of it must be below 1; steps are written "1 step"')
+        return given
 
 
 class FallingSettings(ScheduleSettings):
@@ -185,7 +195,7 @@ def _whole(length: float) -> int:
 
 _HERE = "lorabake.optimizers.schedules"
 CARDS = (
-    ScheduleCard("schedule", "constant", "Full rate throughout.", f"{_HERE}:constant", ScheduleSettings),
+    ScheduleCard("schedule", "constant", "Full rate throughout.", f"{_HERE}:constant", ScheduleSettings, spans=False),
     ScheduleCard("schedule", "linear", "Straight down to zero.", f"{_HERE}:linear", FallingSettings),
     ScheduleCard(
         "schedule", "cosine", "Half a cosine down to zero; the usual choice.", f"{_HERE}:cosine", FallingSettings

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from lorabake.base.cards import Card, Settings
-from lorabake.protocols.family import Layer, Model, Part
+from lorabake.protocols.family import Layer, LayerGroup, Model, Part
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -31,6 +31,20 @@ class AdapterCard(Card):
     def trains_base(self) -> bool:
         """Whether the base's own weights are trained, and not something beside them."""
         return self.saves == "model"
+
+
+@dataclass(frozen=True, slots=True)
+class ForLayers:
+    """A mark on a network type's setting (in its ``Annotated`` type): it is for layers of this group alone."""
+
+    group: LayerGroup
+    called: str
+    """What people call them: with a model that has none, they are told that the setting does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByLayer:
+    """A mark on a network type's setting: a table whose keys are patterns of layers' names. A pattern that is in none is refused."""
 
 
 class LayerType(Protocol):

@@ -122,6 +122,8 @@ class FamilyCard(Card):
     """Which of them models of this family are loaded with; the others do nothing."""
     fp16: bool = True
     """Whether its models can be run in float16."""
+    groups: frozenset[LayerGroup] = frozenset({"transformer", "resnet", "text"})
+    """Which groups its models' layers are in, but for ``other``, whose layers no network type changes."""
     readers: Callable[[ModelFacts, TextOptions], Mapping[Part, Reader]] = lambda facts, options: {}
     """For each text encoder what it sees of captions, told from the tokenizer's files alone, without weights or torch.
     The options are the recipe's settings. Raises UserError where those files are broken."""

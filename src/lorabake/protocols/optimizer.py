@@ -38,6 +38,8 @@ class OptimizerCard(Card):
     """The LoRA is the average of the weights on the way, so that nothing need decay; see :class:`AveragingOptimizer`."""
     limits_updates: bool = False
     """It limits its own updates, and gradients that were cut before mislead it."""
+    warmup_guard: str = ""
+    """Its setting, a flag, with which a warm-up does not mislead its search for the learning rate; empty where it has none."""
     of_adamw: float = 1.0
     """Its usual learning rate, as a multiple of AdamW's."""
 

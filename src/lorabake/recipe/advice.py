@@ -14,6 +14,7 @@ from lorabake.dataset.folder import Dataset
 from lorabake.dataset.masks import idle_settings as idle_masks
 from lorabake.dataset.scan import named
 from lorabake.families import family_card
+from lorabake.protocols.adapter import ForLayers
 from lorabake.protocols.family import ModelFacts, TextOption
 from lorabake.recipe.checked import Checked
 from lorabake.recipe.objectives import objective_warnings
@@ -68,6 +69,7 @@ def _by_section(checked: Checked) -> Iterator[str]:
     yield from (f"objective.{warning}" for warning in told)
     yield from _idle_samples(recipe)
     yield from _idle_for_models(recipe)
+    yield from _idle_for_layers(recipe, facts)
     if recipe.train.precision == "fp16" and recipe.train.device == "cpu":
         yield "train.precision = 'fp16': a CPU computes it by way of other types, slower than fp32, and gains only memory."
     if recipe.train.blocks_to_swap and recipe.train.device == "cpu":
@@ -89,6 +91,14 @@ def _idle_for_models(recipe: Recipe) -> Iterator[str]:
             yield f"save.{name} = {value} does nothing: {whole}, always in fp32."
         for name, value in recipe.output.changed("trigger", "comment").items():
             yield f"output.{name} = {value} does nothing: {whole}, which have no place for it."
+
+
+def _idle_for_layers(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
+    """Settings of the network type for layers that the model has not."""
+    for name, value in recipe.adapter.settings.changed().items():
+        for mark in recipe.marks(f"adapter.{name}"):
+            if isinstance(mark, ForLayers) and mark.group not in family_card(facts).groups:
+                yield f"adapter.{name} = {value} does nothing: {facts.name} has no {mark.called} (its family is '{facts.family}')."
 
 
 def _too_small(recipe: Recipe, dataset: Dataset) -> Iterator[str]:

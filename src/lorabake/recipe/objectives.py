@@ -50,9 +50,7 @@ def objective_problems(choice: Choice, prediction: Prediction | None) -> Iterato
 
 def reads(choice: Choice, name: str) -> bool:
     """Whether a rule that is chosen goes by the objective's setting ``name``."""
-    return isinstance(choice.settings, ObjectiveSettings) and any(
-        name in card.reads for card in choice.settings.rules()
-    )
+    return isinstance(choice.settings, ObjectiveSettings) and choice.settings.reads(name)
 
 
 def objective_warnings(choice: Choice, prediction: Prediction, batch_size: int) -> tuple[str, ...]:

@@ -80,10 +80,10 @@ def optimizer_warnings(recipe: Recipe) -> Iterator[str]:
             f"train.max_grad_norm = {recipe.train.max_grad_norm:g}: '{name}' limits its updates itself, and gradients that were scaled down "
             "mislead its search for the rate. Leave it out, or set 0."
         )
-    guarded = card.averages or getattr(recipe.optimizer.settings, "safeguard_warmup", False)
+    guarded = card.averages or (card.warmup_guard and getattr(recipe.optimizer.settings, card.warmup_guard))
     if card.adapts and not guarded and getattr(schedule.settings, "warmup", 0):
-        has_guard = "safeguard_warmup" in card.settings.model_fields
-        remedy = "Set optimizer.safeguard_warmup = true" if has_guard else "It begins with tiny steps anyway"
+        guard = f"Set optimizer.{card.warmup_guard} = true"
+        remedy = guard if card.warmup_guard else "It begins with tiny steps anyway"
         yield f"schedule.warmup: small steps mislead '{name}' in its search for the learning rate. {remedy}, or leave schedule.warmup out."
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,6 +132,12 @@ class Recipe:
             yield section
             for item in held:
                 yield from (f"{section}.{name}" for name in (["name"] if isinstance(item, str) else _names(item)))
+
+    def marks(self, setting: str) -> Sequence[Any]:
+        """What stands beside the type of a dotted setting; nothing where there is no such setting, or it lies in a table."""
+        section, _, name = setting.partition(".")
+        fields = [type(item).model_fields for item in self._sections().get(section, ()) if isinstance(item, Settings)]
+        return next((of[name].metadata for of in fields if name in of), ())
 
     def differences(self, other: dict[str, dict[str, Any]]) -> list[tuple[str, Any, Any]]:
         """Dotted settings in which ``other`` (a ``to_dict``) differs: name, ours, theirs."""

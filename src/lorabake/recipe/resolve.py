@@ -8,10 +8,9 @@ from lorabake.base.cards import find
 from lorabake.base.machine import cores, usual_device, usual_precision
 from lorabake.dataset.augment import USUAL_VIEWS
 from lorabake.dataset.buckets import BucketConfig
-from lorabake.objectives.timesteps import SHIFT
+from lorabake.objectives._settings import ObjectiveSettings
 from lorabake.protocols.adapter import AdapterCard
 from lorabake.protocols.family import ModelFacts
-from lorabake.recipe.objectives import reads
 from lorabake.recipe.optimizers import optimizer_card
 from lorabake.recipe.preservation import with_trigger
 from lorabake.recipe.recipe import Choice, Recipe
@@ -46,9 +45,9 @@ def resolve(recipe: Recipe, facts: ModelFacts) -> Recipe:
         recipe = recipe.with_value(
             "model", "t5_tokens", facts.usual_t5_tokens, f"{facts.name} was trained with as many"
         )
-    if getattr(recipe.objective.settings, "shift", 0.0) is None and reads(recipe.objective, "shift"):
-        why = f"{facts.name}'s own schedule" if facts.shift else "what is usual: the model's files do not say theirs"
-        recipe = recipe.with_value("objective", "shift", facts.shift or SHIFT, why)
+    if isinstance(recipe.objective.settings, ObjectiveSettings):
+        for name, value, why in recipe.objective.settings.derived(facts):
+            recipe = recipe.with_value("objective", name, value, why)
     if (kept := with_trigger(recipe.preservation, recipe.output.trigger)) is not recipe.preservation:
         recipe = recipe.with_value("preservation", "trigger", kept.trigger, "output.trigger")
     recipe = _rates(recipe, facts)

@@ -204,7 +204,8 @@ class TrainSettings(Settings):
     a LoRA gentle beside others."""
     ema: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     """Decays of running averages of the weights, such as [0.99, 0.999]: for each, every checkpoint gets a second file, NAME-ema0.99. Averages are
-    smoother than the last step; 0.99 looks back over some hundred steps. They never change the training."""
+    smoother than the last step; 0.99 looks back over some hundred steps. They never change the training. `lorabake grid RUN` shows each as a row;
+    where pictures are held out (validation), the loss with each is told too."""
     seed: int = Field(default=42, ge=0, lt=2**63)
     """Everything random derives from it: the same recipe gives the same bytes."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
@@ -237,7 +238,7 @@ class ValidationSettings(Settings):
     """How often they are asked about; also before the first step and after the last."""
     timesteps: int = Field(default=4, ge=1, le=64)
     """Amounts of noise at which each picture is asked about, spread as training draws them; always the same, with the same noise. Default 4: each takes
-    a forward pass, once more for the base."""
+    a forward pass, once more for the base, and once for each of train.ema."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Which pictures are held out, and their noise. It is apart from train.seed, so that runs with other seeds can be compared."""
 

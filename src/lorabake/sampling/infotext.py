@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 
 from lorabake.base.errors import UserError
 from lorabake.base.files import write_atomic
-from lorabake.recipe.prompts import Prompt, sampler_cards
+from lorabake.recipe.prompts import Prompt, prompts_from_file, sampler_cards
 
 CHUNK = "parameters"
 """Name of the PNG text chunk."""
@@ -157,6 +157,20 @@ def save_png(image: Image.Image, path: Path, infotext: str = "") -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def prompts_in(path: Path, seed: int = 0) -> list[Prompt]:
+    """Prompts of a file, as :func:`lorabake.recipe.prompts.prompts_from_file` has them; of a PNG the one that it was drawn with.
+
+    Raises:
+        UserError: the file cannot be read, holds no prompt, or one that this tool cannot draw.
+    """
+    if path.suffix.lower() != ".png":
+        return prompts_from_file(path, seed)
+    try:
+        return [read(infotext_of(path)).prompt]
+    except UserError as error:
+        raise UserError(f"{path} tells no prompt to draw. {error}") from error
+
+
 def infotext_of(path: Path) -> str:
     """The parameters text of a PNG; empty if there is none.
 
@@ -164,7 +178,7 @@ def infotext_of(path: Path) -> str:
         UserError: the file is not a picture that can be read.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             image.load()
             return str(image.info.get(CHUNK, ""))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -12,15 +12,17 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 import lorabake
+from lorabake.base.cards import IfChanged, find
 from lorabake.base.errors import UserError
 from lorabake.base.files import sha256_file
 from lorabake.base.header import read_header
 from lorabake.base.runs import Run
+from lorabake.optimizers.schedules import ScheduleCard
 from lorabake.protocols.adapter import Graft
 from lorabake.recipe import Checked
 
@@ -38,6 +40,7 @@ FREE = (
 )
 """Settings that may change silently, because no weight depends on them. Files and folders may be moved: what is in them is in the lock."""
 
+# Whole sections, what stands in them whichever part is chosen, and what is in the lock. Settings of parts are marked themselves: see IfChanged.
 _SHOWN_TWICE = "an epoch would show some pictures twice and others never"
 _REFUSED = {
     "lorabake": "another version may compute other numbers",
@@ -47,8 +50,6 @@ _REFUSED = {
     "start_from": "the run began with another file",
     "model.prediction": "what was learned so far answers another question",
     "adapter.name": "the weights so far are those of another network type",
-    "adapter.rank": "the weights so far have other shapes",
-    "adapter.conv_rank": "the weights so far have other shapes",
     "optimizer.name": "the other optimizer's memory means nothing to it",
     "optimizer.block_lr": "the weights so far lie in other groups",
     "optimizer.lora_plus_ratio": "the weights so far lie in other groups",
@@ -56,8 +57,6 @@ _REFUSED = {
     "train.seed": _SHOWN_TWICE,
 }
 _MEANING = {
-    "adapter.alpha": "what was learned so far gets another strength",
-    "adapter.conv_alpha": "what was learned so far gets another strength",
     "adapter.": "what was learned so far may get another meaning",
     "objective.": "losses from here on do not compare with those so far",
     "model.": "captions were read in another way so far",
@@ -210,7 +209,8 @@ def sitting(step: int, changes: Sequence[Change], **more: Any) -> dict[str, Any]
 
 def _judged(change: Change, checked: Checked, done: int) -> Change:
     """The same with what it means."""
-    refused = _of_longest_prefix(_REFUSED, change.name)
+    marked = next((mark for mark in checked.recipe.marks(change.name) if isinstance(mark, IfChanged)), IfChanged())
+    refused = marked.refused or _of_longest_prefix(_REFUSED, change.name)
     total = checked.length.steps
     if change.name == "train.length" and total <= done:
         refused = f"{done} steps are done already"
@@ -218,8 +218,8 @@ def _judged(change: Change, checked: Checked, done: int) -> Change:
         refused = (
             "what was not trained so far has no memory to go on with" if change.now else "its weights are in the run"
         )
-    meaning = _of_longest_prefix(_MEANING, change.name)
-    if change.name == "train.length" and checked.recipe.schedule.name == "constant":
+    meaning = marked.meaning or _of_longest_prefix(_MEANING, change.name)
+    if change.name == "train.length" and not cast(ScheduleCard, find("schedule", checked.recipe.schedule.name)).spans:
         meaning = ""
     return replace(change, refused=change.refused or refused, meaning=meaning)
 

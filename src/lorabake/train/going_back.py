@@ -52,7 +52,9 @@ def find_origin(given: Path) -> Origin:
     if not found:
         steps = sorted({step_of(state) for folder in (run.states, run.state) for state in states_of(folder)})
         kept = f"There are states of steps {', '.join(map(str, steps))}." if steps else "The run has no states."
-        raise UserError(f"No state was kept for {given}: set save.keep_state before training. {kept}")
+        raise UserError(
+            f"No state was kept for {given}: set save.keep_state before training. {kept} {run.damage()}".rstrip()
+        )
     if not (whole := [state for state in found if is_whole(state)]):
         raise UserError(
             f"{found[-1]} is damaged: it has other bytes than it was written with. Begin from another state."

@@ -100,6 +100,8 @@ def train(
         start = _Start.of(run, checked, from_state, agree)
         total = checked.length.steps
         if run.finished() and not start.changes and (done := _finished_steps(run)) >= total:
+            if damage := run.damage():
+                events.emit("note", text=damage)
             events.emit("already_finished", folder=str(into))
             return Outcome(run, done, done, time.monotonic() - started)
         reading = checked.recipe.model.reading(family_card(checked.facts).text_options)
@@ -131,7 +133,7 @@ def train(
 
 
 def _finished_steps(run: Run) -> int:
-    return next(event["steps"] for event in reversed(run.read_events()) if event["kind"] == "finished")
+    return run.read_events("finished")[-1]["steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +255,9 @@ class _Session:
             self._listeners.emit(
                 "note", text=f"{run.events} lacks {lacking} bytes that it had; training goes on without them."
             )
-        told = sum(event["kind"] == "sitting" for event in run.read_events())
-        for began in sittings[told:]:
+        if damage := run.damage():
+            self._listeners.emit("note", text=damage)
+        for began in sittings[len(run.read_events("sitting")) :]:
             self._log.emit("sitting", **began)
         self._make_way()
         self._listeners.emit("started", step=progress.step, total_steps=bake.total_steps, steps_per_epoch=bake.steps_per_epoch,
@@ -274,6 +277,7 @@ class _Session:
                 self._write_checkpoints(steps)
             self._tell_picture_losses()
             drop_old(run, self._checked.recipe.save.keep, self._listeners)
+            self._tell_lowest_held_out()
             self._log.emit("finished", steps=steps, checkpoint=self._checkpoint_file(steps))
         else:
             self._listeners.emit("stopped", step=steps, total_steps=bake.total_steps, folder=str(run.folder))
@@ -283,7 +287,7 @@ class _Session:
         """What were the last checkpoints of a shorter run get the names they have in a longer one, which will write other last ones."""
         run, bake = self._run, self._bake
         suffix = "" if bake.graft.card.saves == "model" else ".safetensors"
-        told = {event["file"]: event for event in run.read_events() if event["kind"] == "checkpoint"}
+        told = {event["file"]: event for event in run.read_events("checkpoint")}
         for ending in [*(f"-ema{decay:g}{suffix}" for decay in self._checked.recipe.train.ema), suffix]:
             event = told.get(_checkpoint_file(run, self._checkpoint_file(bake.total_steps) + ending))
             if event is None or event["step"] >= bake.total_steps:
@@ -340,16 +344,28 @@ class _Session:
         self._state_due = time.monotonic() + save.state_every
 
     def _validate(self, step: int) -> None:
-        """The loss of the held-out pictures, where there are any."""
-        if self._bake.held_out:
-            with finished_weights(self._bake.optimizer, self._bake.groups):
-                told = self._bake.held_out.compare().told()
-            self._log.emit("validation", step=step, **told)
+        """The loss of the held-out pictures, where there are any; before it, that with each running average, once there is one to tell."""
+        bake = self._bake
+        if not bake.held_out:
+            return
+        if bake.averages and step:
+            for decay in bake.averages.decays:
+                with bake.averages.as_weights(decay):
+                    told = bake.held_out.compare().told()
+                self._log.emit("validation", step=step, **told, ema=decay)
+        with finished_weights(bake.optimizer, bake.groups):
+            told = bake.held_out.compare().told()
+        self._log.emit("validation", step=step, **told)
+
+    def _tell_lowest_held_out(self) -> None:
+        """Which of the checkpoints that stay does best on the held-out pictures, so that people can choose among steps and averages."""
+        if self._bake.held_out and (lowest := self._run.lowest_held_out()):
+            self._log.emit("lowest_held_out", **{name: lowest[name] for name in ("step", "file", "loss", "change")})
 
     def _tell_picture_losses(self) -> None:
         """The table of all pictures, and which of them stand out."""
         bake, run = self._bake, self._run
-        rows = picture_losses(run.read_events(), [sample.name for sample in bake.samples], bake.trained)
+        rows = picture_losses(run.read_events("step"), [sample.name for sample in bake.samples], bake.trained)
         write_atomic(run.losses, as_csv(rows))
         hard = [
             {"picture": row.picture, "relative": row.relative, "error": row.error} for row in rows if row.stands_out

@@ -20,7 +20,7 @@ from lorabake.train.state import owned, states_of
 _BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 _PER_TENSOR = 256
 """Bytes of a file's header for each tensor, at most."""
-_PER_STEP = 200
+_PER_STEP = 220
 """Bytes of the event log for each step, at most, but for its pictures."""
 _PER_PICTURE = 25
 """Bytes of the event log for each picture that a step shows, about."""

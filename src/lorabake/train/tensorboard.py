@@ -80,13 +80,17 @@ class TensorBoard:
         self._last = None  # the time that drawing takes is not the next step's
 
 
-def write_from_log(run: Run) -> Path:
+def write_from_log(run: Run, on_note: Callable[[str], None] = lambda note: None) -> Path:
     """Write ``tb/`` from a run's log, which knows no times; returns the folder. What was written while training goes before it.
+
+    ``on_note`` is told of lines of the log that are damaged, and so are not shown.
 
     Raises:
         UserError: this is not a run, or nothing can be written.
     """
     run.read_manifest()
+    if damage := run.damage():
+        on_note(damage)
     events = run.read_events()
     at = run.events.stat().st_mtime if events else time.time()
     told: list[str] = []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lorabake.base.errors import Problems
+from lorabake.base.units import Stretch
 from lorabake.optimizers.schedules import factor
 from lorabake.recipe.imports import Imported
 from lorabake.recipe.imports._checks import prediction_of
@@ -128,7 +129,7 @@ def test_their_defaults_are_stated_where_ours_differ(imported: Any) -> None:
             "shuffle_caption = true\nkeep_tokens = 2\ncaption_tag_dropout_rate = 0.1",
             {"data.captions.shuffle": True, "data.captions.keep_tokens": 2, "data.captions.tag_dropout": 0.1},
         ),
-        ("token_warmup_step = 0.2", {"data.captions.token_warmup": 0.2}),
+        ("token_warmup_step = 0.2", {"data.captions.token_warmup": Stretch(0.2)}),
         (
             "random_crop = true\nflip_aug = true",
             {"data.augment.random_crop": True, "data.augment.views": "fresh", "data.flip": True},

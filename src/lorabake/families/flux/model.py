@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lorabake.base.errors import UserError
-from lorabake.base.files import write_atomic, write_json
+from lorabake.base.files import write_atomic
 from lorabake.families.flux.card import FluxParts, parts_of
 from lorabake.families.networks.clip import CLIPTextModel
-from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
+from lorabake.families.networks.clip_vocabulary import SD1_PAD
 from lorabake.families.networks.dit_config import FluxConfig
-from lorabake.families.networks.export import clip_json, copy_others, vae_json, write_part, write_tensors
+from lorabake.families.networks.export import clip_json, write_part, write_rest, write_tensors
 from lorabake.families.networks.flux import FluxTransformer
 from lorabake.families.networks.flux_layout import diffusers_pieces, flux_json, t5_json
 from lorabake.families.networks.latent_model import LatentModel, loaded
@@ -139,25 +139,23 @@ class FluxModel(LatentModel):
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder: the weights as they are now; in the model's own folder, everything else as it came."""
-        parts, home = self._parts, self.facts.path
-        flux, clip, t5, vae = parts.transformer, parts.text_encoder, parts.text_encoder_2, parts.vae
+        parts = self._parts
+        flux, clip, t5 = parts.transformer, parts.text_encoder, parts.text_encoder_2
         tensors = diffusers_tensors(self.transformer.state_dict(), flux.config)
         write_tensors(folder / "transformer", "diffusion_pytorch_model", tensors, flux.json or flux_json(flux.config))
         write_part(folder / "text_encoder", "model", self.text_encoder, clip.json or clip_json(clip.config))
         write_part(folder / "text_encoder_2", "model", self.text_encoder_2, t5.json or t5_json(t5.config))
-        write_json(folder / "scheduler" / "scheduler_config.json", dict(parts.scheduler))
         for name, text in self.tokenizer_2.files(parts.t5_tokens).items():
             write_atomic(folder / "tokenizer_2" / name, text.encode())
-        written = ["transformer", "text_encoder", "text_encoder_2", "scheduler", "tokenizer_2"]
-        if home.is_file() or self.facts.vae:
-            write_part(folder / "vae", "diffusion_pytorch_model", self.vae, vae.json or vae_json(vae.config))
-            written.append("vae")
-        if home.is_dir():
-            copy_others(home, folder, written)
-            return
-        for name, text in clip_tokenizer_files().items():
-            write_atomic(folder / "tokenizer" / name, text.encode())
-        write_json(folder / "model_index.json", _MODEL_INDEX)
+        write_rest(
+            folder,
+            self.facts,
+            ["transformer", "text_encoder", "text_encoder_2", "tokenizer_2"],
+            scheduler=parts.scheduler,
+            vae=(self.vae, parts.vae),
+            pads={"tokenizer": SD1_PAD},
+            index=_MODEL_INDEX,
+        )
 
 
 def flux_layers(part: Part, root: nn.Module) -> Iterator[Layer]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorabake.base.errors import UserError
-from lorabake.base.files import replacing, write_json
+from lorabake.base.files import replacing, write_atomic, write_json
+from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
 from lorabake.families.networks.config import ClipConfig, UNetConfig, VaeConfig
+from lorabake.protocols.family import ModelFacts
+
+if TYPE_CHECKING:
+    from lorabake.families.networks.components import Component
 
 
 def write_part(folder: Path, stem: str, network: nn.Module, config: Mapping[str, Any]) -> None:
@@ -39,7 +44,46 @@ def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], config
             raise OSError(str(error)) from error
 
 
-def copy_others(source: Path, folder: Path, written: Sequence[str]) -> None:
+def write_rest(
+    folder: Path,
+    facts: ModelFacts,
+    written: Sequence[str],
+    *,
+    scheduler: Mapping[str, Any],
+    vae: tuple[nn.Module, Component[VaeConfig]],
+    pads: Mapping[str, str],
+    index: Mapping[str, Any],
+) -> None:
+    """What every diffusers folder has beside networks that are trained; in the model's own folder as it came there, but for the scheduler.
+
+    Args:
+        folder: where the parts in ``written`` are already.
+        facts: of the model: where it came from.
+        written: names of parts that are in ``folder``, or that shall not be copied to it.
+        scheduler: its settings.
+        vae: the network, and what was found of it.
+        pads: what CLIP tokenizers pad with, by the tokenizer's name.
+        index: ``model_index.json``.
+
+    Raises:
+        UserError: a file cannot be read or written.
+    """
+    write_json(folder / "scheduler" / "scheduler_config.json", dict(scheduler))
+    written = [*written, "scheduler"]
+    if facts.path.is_file() or facts.vae:
+        network, found = vae
+        write_part(folder / "vae", "diffusion_pytorch_model", network, found.json or vae_json(found.config))
+        written.append("vae")
+    if facts.path.is_dir():
+        _copy_others(facts.path, folder, written)
+        return
+    for tokenizer, pad in pads.items():
+        for name, text in clip_tokenizer_files(pad).items():
+            write_atomic(folder / tokenizer / name, text.encode())
+    write_json(folder / "model_index.json", index)
+
+
+def _copy_others(source: Path, folder: Path, written: Sequence[str]) -> None:
     """Copy a diffusers folder's other parts, those not in ``written``, and the JSON files beside them.
 
     Raises:

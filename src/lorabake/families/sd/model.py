@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lorabake.base.errors import UserError
-from lorabake.base.files import write_atomic, write_json
 from lorabake.families.networks.clip import CLIPTextModel
-from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
-from lorabake.families.networks.export import clip_json, copy_others, unet_json, vae_json, write_part
+from lorabake.families.networks.export import clip_json, unet_json, write_part, write_rest
 from lorabake.families.networks.latent_model import LatentModel, loaded
 from lorabake.families.networks.noise import betas_of
 from lorabake.families.networks.prompt_windows import join_windows, split_windows
@@ -98,22 +96,20 @@ class SDModel(LatentModel):
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder: the weights as they are now; in the model's own folder, everything else as it came."""
-        parts, home = self._parts, self.facts.path
-        unet, clip, vae = parts.unet, parts.text_encoder, parts.vae
+        parts = self._parts
+        unet, clip = parts.unet, parts.text_encoder
         config = unet.json or unet_json(unet.config, parts.latent_side)
         write_part(folder / "unet", "diffusion_pytorch_model", self.unet, config)
         write_part(folder / "text_encoder", "model", self.text_encoder, clip.json or clip_json(clip.config))
-        write_json(folder / "scheduler" / "scheduler_config.json", dict(self.sampler))
-        written = ["unet", "text_encoder", "scheduler"]
-        if home.is_file() or self.facts.vae:
-            write_part(folder / "vae", "diffusion_pytorch_model", self.vae, vae.json or vae_json(vae.config))
-            written.append("vae")
-        if home.is_dir():
-            copy_others(home, folder, written)
-            return
-        for name, text in clip_tokenizer_files(parts.pad).items():
-            write_atomic(folder / "tokenizer" / name, text.encode())
-        write_json(folder / "model_index.json", _MODEL_INDEX)
+        write_rest(
+            folder,
+            self.facts,
+            ["unet", "text_encoder"],
+            scheduler=self.sampler,
+            vae=(self.vae, parts.vae),
+            pads={"tokenizer": parts.pad},
+            index=_MODEL_INDEX,
+        )
 
 
 def _layers(part: Part, root: nn.Module) -> Iterator[Layer]:

@@ -389,5 +389,6 @@ CARD = FamilyCard(
     recognise=recognise,
     text_options=frozenset({"t5_tokens"}),
     fp16=False,
+    groups=frozenset({"transformer", "text"}),
     readers=readers,
 )

@@ -20,12 +20,11 @@ from lorabake.base.errors import UserError
 from lorabake.base.files import write_atomic, write_json
 from lorabake.families.networks.attention import attend
 from lorabake.families.networks.clip import CLIPTextModel, CLIPTextModelWithProjection
-from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
 from lorabake.families.networks.components import Component
 from lorabake.families.networks.config import ClipConfig
 from lorabake.families.networks.dit import NORM_EPS, QKV, modulated_norm, recomputed, recomputing, unpatched
 from lorabake.families.networks.dit_config import SD3Config
-from lorabake.families.networks.export import clip_json, copy_others, vae_json, write_part, write_tensors
+from lorabake.families.networks.export import clip_json, write_part, write_rest, write_tensors
 from lorabake.families.networks.flux import FinalLayer
 from lorabake.families.networks.flux_layout import t5_json
 from lorabake.families.networks.latent_model import LatentModel, loaded
@@ -308,33 +307,30 @@ class SD3Model(LatentModel):
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder: the weights as they are now; in the model's own folder, everything else as it came."""
-        found, home = self._found, self.facts.path
-        sd3, t5, vae = found.transformer, found.text_encoder_3, found.vae
+        found, index = self._found, dict(_MODEL_INDEX)
+        sd3, t5 = found.transformer, found.text_encoder_3
         tensors = diffusers_tensors(self.transformer.state_dict(), sd3.config)
         write_tensors(folder / "transformer", "diffusion_pytorch_model", tensors, sd3.json or sd3_json(sd3.config))
         clips = (self.text_encoder, found.text_encoder), (self.text_encoder_2, found.text_encoder_2)
         for part, (network, clip) in zip(("text_encoder", "text_encoder_2"), clips, strict=True):
             config = clip.json or clip_json(network.config, projection=True)
             write_part(folder / part, "model", network, {**config, "projection_dim": network.config.projection_dim})
-        write_json(folder / "scheduler" / "scheduler_config.json", dict(found.scheduler))
-        written = ["transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer_3", "scheduler"]
-        index = dict(_MODEL_INDEX)
         if self.text_encoder_3 is not None and self.tokenizer_3 is not None and t5 is not None:
             write_part(folder / "text_encoder_3", "model", self.text_encoder_3, t5.json or t5_json(t5.config))
             for name, text in self.tokenizer_3.files(T5_TOKENS).items():
                 write_atomic(folder / "tokenizer_3" / name, text.encode())
         else:
             index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
-        if home.is_file() or self.facts.vae:
-            write_part(folder / "vae", "diffusion_pytorch_model", self.vae, vae.json or vae_json(vae.config))
-            written.append("vae")
-        if home.is_dir():
-            copy_others(home, folder, written)
-        else:
-            for part, pad in zip(("tokenizer", "tokenizer_2"), PADS, strict=True):
-                for name, text in clip_tokenizer_files(pad).items():
-                    write_atomic(folder / part / name, text.encode())
-        write_json(folder / "model_index.json", index)
+        write_rest(
+            folder,
+            self.facts,
+            ["transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer_3"],
+            scheduler=found.scheduler,
+            vae=(self.vae, found.vae),
+            pads=dict(zip(("tokenizer", "tokenizer_2"), PADS, strict=True)),
+            index=index,
+        )
+        write_json(folder / "model_index.json", index)  # also over its own folder's: T5 may be from elsewhere
 
 
 def projected_clip(part: Component[ClipConfig], dtype: torch.dtype, device: str) -> CLIPTextModelWithProjection:

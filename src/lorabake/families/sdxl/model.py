@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorabake.base.files import write_atomic, write_json
 from lorabake.families.networks.clip import CLIPTextModel, CLIPTextModelWithProjection
-from lorabake.families.networks.clip_vocabulary import clip_tokenizer_files
-from lorabake.families.networks.export import clip_json, copy_others, unet_json, vae_json, write_part
+from lorabake.families.networks.export import clip_json, unet_json, write_part, write_rest
 from lorabake.families.networks.latent_model import LatentModel, loaded
 from lorabake.families.networks.layouts import Paths, ldm_unet
 from lorabake.families.networks.noise import betas_of
@@ -112,25 +110,22 @@ class SDXLModel(LatentModel):
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder: the weights as they are now; in the model's own folder, everything else as it came."""
-        found, home = self._found, self.facts.path
-        unet, first, second, vae = found.unet, found.text_encoder, found.text_encoder_2, found.vae
+        found = self._found
+        unet, first, second = found.unet, found.text_encoder, found.text_encoder_2
         config = unet.json or unet_json(unet.config, found.latent_side)
         write_part(folder / "unet", "diffusion_pytorch_model", self.unet, config)
         write_part(folder / "text_encoder", "model", self.text_encoder, first.json or clip_json(first.config))
         config = second.json or clip_json(second.config, projection=True)
         write_part(folder / "text_encoder_2", "model", self.text_encoder_2, config)
-        write_json(folder / "scheduler" / "scheduler_config.json", dict(self.sampler))
-        written = ["unet", "text_encoder", "text_encoder_2", "scheduler"]
-        if home.is_file() or self.facts.vae:
-            write_part(folder / "vae", "diffusion_pytorch_model", self.vae, vae.json or vae_json(vae.config))
-            written.append("vae")
-        if home.is_dir():
-            copy_others(home, folder, written)
-            return
-        for part, pad in zip(("tokenizer", "tokenizer_2"), PADS, strict=True):
-            for name, text in clip_tokenizer_files(pad).items():
-                write_atomic(folder / part / name, text.encode())
-        write_json(folder / "model_index.json", _MODEL_INDEX)
+        write_rest(
+            folder,
+            self.facts,
+            ["unet", "text_encoder", "text_encoder_2"],
+            scheduler=self.sampler,
+            vae=(self.vae, found.vae),
+            pads=dict(zip(("tokenizer", "tokenizer_2"), PADS, strict=True)),
+            index=_MODEL_INDEX,
+        )
 
 
 def layers_of(parts: Mapping[Part, nn.Module]) -> Iterator[Layer]:
