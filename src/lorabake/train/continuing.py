@@ -60,6 +60,7 @@ _MEANING = {
     "adapter.": "what was learned so far may get another meaning",
     "objective.": "losses from here on do not compare with those so far",
     "model.": "captions were read in another way so far",
+    "model.quantize": "the base answered a little differently so far",
     "dataset": "what was learned so far came of the old ones",
     "train.length": "the learning rate follows the schedule over the new length from here on",
 }
