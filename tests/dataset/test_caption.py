@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lorabake.base.units import Duration, Epochs
+from lorabake.base.units import Duration, Epochs, Stretch
 from lorabake.dataset.caption import (
     CaptionConfig,
     Moment,
@@ -356,7 +356,7 @@ def test_what_does_not_go_with_the_length() -> None:
         "caption_dropout_every_n_epochs = 5 does nothing: the run has 3 epochs.",
         "token_warmup lasts 30 steps and the run 30: it ends before all tags are shown.",
     ]
-    assert not list(unfit_lengths(CaptionConfig(caption_dropout_every_n_epochs=3, token_warmup=0.5), 10, 30))
+    assert not list(unfit_lengths(CaptionConfig(caption_dropout_every_n_epochs=3, token_warmup=Stretch(0.5)), 10, 30))
 
 
 @pytest.mark.parametrize(
