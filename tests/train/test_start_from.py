@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from lorabake.adapters import adopt, graft, graft_file
 from lorabake.adapters.lora import LoraSettings
 from lorabake.base.errors import Problems, UserError
-from lorabake.base.events import Events
 from lorabake.base.header import read_header
 from lorabake.base.places import POCKET_MODEL
 from lorabake.cli import main  # noqa: F401 - the room is loaded before the model
@@ -210,13 +209,13 @@ def test_a_base_file_is_told_by_its_hash(tmp_path: Path) -> None:
     base = tmp_path / "renamed.safetensors"
     base.write_bytes(b"x" * 0x110000)
     facts = dataclasses.replace(inspect_model(POCKET_MODEL), path=base, name="renamed")
-    own = {"ss_sd_model_name": "mine", **{f"ss_{key}": value for key, value in hashes_of(facts, Events()).items()}}
+    own = {"ss_sd_model_name": "mine", **{f"ss_{key}": value for key, value in hashes_of(facts).items()}}
     assert _other_base(own, facts) == ""
     assert _other_base({**own, "ss_sd_model_hash": "0" * 8}, facts).startswith(
         "mine (hash 00000000; this one is renamed"
     )
     base.write_bytes(b"small")
-    small = {**own, "ss_sd_model_hash": hashes_of(facts, Events())["sd_model_hash"]}
+    small = {**own, "ss_sd_model_hash": hashes_of(facts)["sd_model_hash"]}
     assert _other_base(small, facts) == "'mine' (this one is 'renamed')"
 
 

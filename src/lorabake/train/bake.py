@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -73,8 +73,8 @@ class Bake:
     """What of the model no step needs: it rests."""
     scale: LossScale | None = None
     """What losses are multiplied by where gradients would be too small for the model's numbers."""
-    hashes: Mapping[str, str] = field(default_factory=dict)
-    """Of the base model's own files, as the run's files name them."""
+    hashes: Callable[[], Mapping[str, str]] = dict
+    """Of the base model's own files, as the run's files name them; waits until they are known."""
 
     @property
     def trained(self) -> int:

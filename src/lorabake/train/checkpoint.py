@@ -10,9 +10,7 @@ from typing import Any, cast
 
 import lorabake
 from lorabake.base.cards import find
-from lorabake.base.events import Events
 from lorabake.base.files import sha256_file
-from lorabake.base.units import size
 from lorabake.dataset.folder import Sample
 from lorabake.formats.hashes import legacy_file_hash
 from lorabake.formats.kohya import write_lora
@@ -24,9 +22,6 @@ from lorabake.protocols.optimizer import OptimizerSettings
 from lorabake.recipe import Checked, Recipe
 from lorabake.train.awake import awake
 from lorabake.train.bake import Bake
-
-_LONG_TO_HASH = 1_000_000_000
-"""Bytes of a file from which on hashing it is told."""
 
 
 def checkpoint_name(name: str, bake: Bake, step: int) -> str:
@@ -71,7 +66,7 @@ def _facts(checked: Checked, bake: Bake, step: int) -> TrainingFacts:
         architecture=facts.architecture,
         implementation=facts.implementation,
         timestep_range=_timestep_range(recipe),
-        **bake.hashes,
+        **bake.hashes(),
         v2=facts.base_version.startswith("sd_v2"),
         prediction_type=None if facts.prediction == "flow" else facts.prediction,
         sd_model_name=facts.name,
@@ -146,25 +141,16 @@ def _optimizer(checked: Checked, bake: Bake) -> str:
     return f"{type(bake.optimizer).__module__}.{type(bake.optimizer).__name__}({made_with})"
 
 
-def hashes_of(facts: ModelFacts, events: Events) -> dict[str, str]:
+def hashes_of(facts: ModelFacts) -> dict[str, str]:
     """What files say of the base model's and the VAE's own files: other tools find them by it. Reads them whole; folders have no hashes."""
     found: dict[str, str] = {}
     if facts.path.is_file():
-        found = {"sd_model_hash": legacy_file_hash(facts.path), "new_sd_model_hash": _whole(facts.path, events)}
+        found = {"sd_model_hash": legacy_file_hash(facts.path), "new_sd_model_hash": sha256_file(facts.path)}
     if facts.vae is not None:
         found["vae_name"] = facts.vae.name
         if facts.vae.is_file():
-            found |= {"vae_hash": legacy_file_hash(facts.vae), "new_vae_hash": _whole(facts.vae, events)}
+            found |= {"vae_hash": legacy_file_hash(facts.vae), "new_vae_hash": sha256_file(facts.vae)}
     return found
-
-
-def _whole(path: Path, events: Events) -> str:
-    if (bytes_in_it := path.stat().st_size) > _LONG_TO_HASH:
-        events.emit(
-            "note",
-            text=f"Hashing {path.name} ({size(bytes_in_it)}), which every file of the run will name: once, some seconds.",
-        )
-    return sha256_file(path)
 
 
 def _timestep_range(recipe: Recipe) -> str | None:

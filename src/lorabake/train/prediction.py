@@ -75,9 +75,10 @@ def check_prediction(
     latents_BCHW = torch.stack([latents[index] for index in rows]).to(model.device)
     noise_BCHW = torch.randn(latents_BCHW.shape, generator=torch_stream(0, "prediction")).to(model.device)
     told = text or model.tokenize
-    asked = {name: tensor.to(model.device) for name, tensor in told([captions[index] for index in rows]).items()}
+    asked = {name: tensor.to(model.device) for name, tensor in told([captions[index] for index in alike]).items()}
     conditioning = conditioning_of(model, asked)
-    conditioning |= model.frame([framings[index] for index in rows])
+    conditioning |= model.frame([framings[index] for index in alike])
+    conditioning = {name: tensor.repeat_interleave(len(_LEVELS), 0) for name, tensor in conditioning.items()}
     alpha_bars_T = (1 - model.betas_T).cumprod(0)
     levels_T = torch.tensor([int((alpha_bars_T > level).sum()) for level in _LEVELS]).clamp(max=len(alpha_bars_T) - 1)
 

@@ -33,6 +33,7 @@ from lorabake.recipe import Checked
 from lorabake.recipe.sections import TrainSettings
 from lorabake.train.asked import Asked
 from lorabake.train.bake import Bake
+from lorabake.train.behind import behind
 from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, CudaGraphs, Inputs
 from lorabake.train.checkpoint import hashes_of
@@ -64,6 +65,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
     recipe = checked.recipe
     dtype, device = _DTYPES[recipe.train.precision or "fp32"], recipe.train.device or "cpu"
     check_device(device, "train.device")
+    hashes = behind(lambda: hashes_of(checked.facts))
     reading = recipe.model.reading(family_card(checked.facts).text_options)
     model = load_model(checked.facts, late=True, dtype=dtype, device=device, **reading)
     objective = recipe.objective.settings
@@ -130,7 +132,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         started_from=started_from,
         idle=idle,
         scale=scale,
-        hashes=hashes_of(checked.facts, events),
+        hashes=hashes,
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from lorabake.base.errors import UserError
+from lorabake.families.networks.components import find_vae
 from lorabake.families.networks.config import VaeConfig
 from lorabake.families.networks.layouts import current_key
 from lorabake.families.networks.vae import AutoencoderKL, LatentDistribution
@@ -77,3 +81,11 @@ def test_old_names_of_attention() -> None:
         for name, was in new.items():
             old = old.replace(f".{name}.", f".{was}.")
         assert current_key(old) == key
+
+
+def test_a_file_too_narrow_for_its_groups_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    narrow = AutoencoderKL(VaeConfig(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8))
+    file = tmp_path / "narrow.safetensors"
+    save_file(narrow.state_dict(), file)
+    with pytest.raises(UserError, match=r"narrow\.safetensors: an autoencoder with 16 channels has no 32 groups"):
+        find_vae(file, 0.18215)

@@ -196,6 +196,7 @@ class _Files:
     def __init__(self) -> None:
         self._mapped: dict[Path, Any] = {}
         self._open: dict[Path, Any] = {}
+        self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def __enter__(self) -> _Files:
         return self
@@ -223,7 +224,7 @@ class _Files:
                 return mapped
             del mapped  # no page of it has been touched
         stored = self.stored(entry, target).reshape(shape)
-        return stored.to(device, dtype, memory_format=form).contiguous(memory_format=form)
+        return stored.to(device, dtype, memory_format=form, copy=True).contiguous(memory_format=form)
 
     def joined(
         self, sources: Sequence[_Source], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
@@ -237,7 +238,10 @@ class _Files:
         return whole
 
     def stored(self, entry: Entry, target: Target) -> Tensor:
-        """A tensor in the file's type, read through a buffer: mapped pages would count as memory beside what is made of them."""
+        """A tensor in the file's type, there until the next one is read: one buffer serves all, because new memory costs more than reading.
+
+        Mapped pages would count as memory beside what is made of them.
+        """
         return _part(
             self._bytes(entry, entry.start, entry.stop).view(_DTYPES[entry.dtype]).reshape(entry.shape), target
         )
@@ -251,7 +255,9 @@ class _Files:
             yield self._bytes(entry, entry.start + start, stop).numpy().data
 
     def _bytes(self, entry: Entry, start: int, stop: int) -> Tensor:
-        buffer = torch.empty(stop - start, dtype=torch.uint8)
+        if len(self._buffer) < stop - start:
+            self._buffer = torch.empty(stop - start, dtype=torch.uint8)
+        buffer = self._buffer[: stop - start]
         try:
             file = self._open.get(entry.file) or entry.file.open("rb", buffering=0)
             self._open[entry.file] = file

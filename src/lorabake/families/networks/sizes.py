@@ -95,7 +95,7 @@ def vae_config(weights: Weights, scaling_factor: float, shift_factor: float = 0.
         scaling_factor, shift_factor: of the family's latents; no file says them.
 
     Raises:
-        UserError: tensors are missing.
+        UserError: tensors are missing, or channels cannot be split into groups.
     """
     down, block = ("down_blocks", "resnets") if is_diffusers_vae(weights) else ("down", "block")
     middle = (
@@ -105,13 +105,17 @@ def vae_config(weights: Weights, scaling_factor: float, shift_factor: float = 0.
     )
     levels = weights.count(f"encoder.{down}.{{}}.{block}.0.conv2.weight")
     weights.shape(f"encoder.{down}.0.{block}.0.conv2.weight")
+    widths = tuple(weights.shape(f"encoder.{down}.{level}.{block}.0.conv2.weight")[0] for level in range(levels))
+    if bad := [width for width in widths if width % _GROUPS]:
+        raise UserError(
+            f"{weights.subject}: an autoencoder with {bad[0]} channels has no {_GROUPS} groups of equal size, which files without a "
+            "config.json are taken to have. Give the VAE as a diffusers folder."
+        )
     return VaeConfig(
         in_channels=weights.shape("encoder.conv_in.weight")[1],
         out_channels=weights.shape("decoder.conv_out.weight")[0],
         latent_channels=weights.shape("decoder.conv_in.weight")[1],
-        block_out_channels=tuple(
-            weights.shape(f"encoder.{down}.{level}.{block}.0.conv2.weight")[0] for level in range(levels)
-        ),
+        block_out_channels=widths,
         layers_per_block=weights.count(f"encoder.{down}.0.{block}.{{}}.conv2.weight"),
         norm_num_groups=_GROUPS,
         scaling_factor=scaling_factor,
