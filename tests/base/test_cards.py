@@ -22,7 +22,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     """Makes a room of the given files for cards of kind ``optimizer``."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(cards_module.ROOMS, "optimizer", "made_up_room")
-    cards.cache_clear()
+    forget()
 
     def make(files: dict[str, str]) -> None:
         for name, text in {"__init__.py": "", **files}.items():
@@ -31,9 +31,14 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
             path.write_text("from lorabake.base.cards import Card\n" + text)
 
     yield make
-    cards.cache_clear()
+    forget()
     for name in [name for name in sys.modules if name.startswith("made_up_room")]:
         del sys.modules[name]
+
+
+def forget() -> None:
+    cards.cache_clear()
+    cards_module._plugins.cache_clear()
 
 
 def card(name: str, code: str = "math:sqrt") -> str:

@@ -17,6 +17,7 @@ from lorabake.base.errors import Problems, UserError
 from lorabake.families import family_card, inspect_model, load_model
 from lorabake.families.networks.config import UNetConfig, VaeConfig
 from lorabake.families.networks.layouts import Paths, ldm_unet, ldm_vae
+from lorabake.families.networks.vae import AutoencoderKL
 from lorabake.recipe import check
 
 Models = Callable[[str], Path]
@@ -36,14 +37,16 @@ def single_sdxl(model: Path) -> dict[str, Tensor]:
     def renamed(part: str, table: Paths, prefix: str) -> dict[str, Tensor]:
         return {f"{prefix}{table.theirs(name)}": tensor for name, tensor in tensors_of(model / part).items()}
 
-    unet, vae = (json.loads((model / part / "config.json").read_text()) for part in ("unet", "vae"))
+    unet = UNetConfig.from_json(json.loads((model / "unet/config.json").read_text()))
+    vae = VaeConfig(block_out_channels=(32,), layers_per_block=1)  # single files are read with 32 groups of channels
+    names = ldm_vae(vae)
     encoders = {
         "text_encoder": "conditioner.embedders.0.transformer.",
         "text_encoder_2": "conditioner.embedders.1.model.",
     }
     return {
-        **renamed("unet", ldm_unet(UNetConfig.from_json(unet)), UNET),
-        **renamed("vae", ldm_vae(VaeConfig.from_json(vae)), "first_stage_model."),
+        **renamed("unet", ldm_unet(unet), UNET),
+        **{f"first_stage_model.{names.theirs(name)}": t for name, t in AutoencoderKL(vae).state_dict().items()},
         **{prefix + name: t for part, prefix in encoders.items() for name, t in tensors_of(model / part).items()},
     }
 
