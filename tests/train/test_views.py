@@ -11,7 +11,9 @@ import torch
 
 from lorabake.base.errors import Problems
 from lorabake.base.events import Event, Events
-from lorabake.dataset.augment import look_at
+from lorabake.dataset.augment import Box, look_at
+from lorabake.dataset.faces import find_faces
+from lorabake.dataset.folder import Sample
 from lorabake.recipe import Checked, check_values
 from lorabake.train.bake import Bake
 from lorabake.train.loop import batch_inputs
@@ -26,6 +28,10 @@ def checked(dataset: Path, **data: Any) -> Checked:
     })  # fmt: skip
 
 
+def no_faces(samples: Sequence[Sample]) -> list[list[Box]]:
+    raise AssertionError("nothing here is cropped around faces")
+
+
 def bake(dataset: Path, **data: Any) -> Bake:
     return prepare(checked(dataset, **data), Events())
 
@@ -37,7 +43,7 @@ def drawn(baked: Bake, steps: int = 12) -> list[torch.Tensor]:
 def test_nothing_random_nothing_changed(dataset: Path) -> None:
     """The keys of latents decide their bytes; these are the ones of a picture that is fitted into its bucket."""
     given = checked(dataset, flip=True)
-    views = views_of(given.dataset.samples, given.placements, given.recipe.data, Events())
+    views = views_of(given.dataset.samples, given.placements, given.recipe.data, no_faces, Events())
     assert [[view.mirrored for view in own] for own in views] == [[False, True]] * 6
     assert all(view.placement == place and view.tint is None
                for own, place in zip(views, given.placements, strict=True) for view in own)  # fmt: skip
@@ -63,7 +69,7 @@ def test_every_view_is_drawn_and_the_framing_is_its_own(dataset: Path) -> None:
     found = {tuple(latents[0].flatten()[:8].tolist()) for latents in drawn(baked, 60)}
     assert found == {tuple(latent.flatten()[:8].tolist()) for latent in baked.latents[0]}
     given = checked(dataset, flip=True, augment={"random_crop": True, "views": 4})
-    (views, *_) = views_of(given.dataset.samples, given.placements, given.recipe.data, Events())
+    (views, *_) = views_of(given.dataset.samples, given.placements, given.recipe.data, no_faces, Events())
     for straight, mirrored, framing, other in zip(
         views[::2], views[1::2], baked.framings[0][::2], baked.framings[0][1::2], strict=True
     ):
@@ -104,7 +110,11 @@ def test_faces_are_cropped_and_pictures_without_are_named(dataset: Path) -> None
     Image.fromarray(astronaut()).save(dataset / "1_mira" / "face.png")
     told: list[Event] = []
     given = checked(dataset, augment={"face_crop": [1.5, 2], "views": 2})
-    views = views_of(given.dataset.samples, given.placements, given.recipe.data, Events(told.append))
+
+    def looked(samples: Sequence[Sample]) -> list[list[Box]]:
+        return list(find_faces([sample.path for sample in samples]))
+
+    views = views_of(given.dataset.samples, given.placements, given.recipe.data, looked, Events(told.append))
     (note,) = [event["text"] for event in told]
     assert note.startswith("data.augment.face_crop: no face was found in 6 of 7 pictures")
     for view in views[-1]:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from lorabake.fleet.queue import Job, Queue
 
 HELP = "queue trainings and run them one after the other"
+_PREPARING = {
+    "encoding": "encoding pictures",
+    "encoding_text": "encoding captions",
+    "finding_faces": "looking for faces",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -193,11 +198,10 @@ def _told(event: Event, last: bool) -> str:
     kind = event["kind"]
     if kind == "step":
         return f"step {event['step']}  epoch {event['epoch']}  loss {event['loss']:.4f}" if last else ""
-    if kind in ("encoding", "encoding_text"):
-        what = "pictures" if kind == "encoding" else "captions"
-        return f"encoding {what}: {event['done']} of {event['total']}" if last else ""
+    if kind in _PREPARING:
+        return f"{_PREPARING[kind]}: {event['done']} of {event['total']}" if last else ""
     texts = {"said": "text", "note": "text", "checkpoint": "file", "dropped": "file", "latents_not_kept": "reason"}
-    texts |= {"text_not_kept": "reason"}
+    texts |= {"text_not_kept": "reason", "faces_not_kept": "reason"}
     if kind in texts:
         return {"checkpoint": "saved ", "note": "note: ", "dropped": "deleted "}.get(kind, "") + str(event[texts[kind]])
     facts = "  ".join(f"{name} {value}" for name, value in event.items() if name != "kind")

@@ -104,6 +104,9 @@ class TrainingProgress:
     def _on_encoding_text(self, event: Event) -> None:
         self._show("encoding captions", event["done"], event["total"])
 
+    def _on_finding_faces(self, event: Event) -> None:
+        self._show("looking for faces", event["done"], event["total"])
+
     def _on_started(self, event: Event) -> None:
         self._total = event["total_steps"]
         if event["step"]:
@@ -122,6 +125,9 @@ class TrainingProgress:
 
     def _on_text_not_kept(self, event: Event) -> None:
         self.say(f"note: encoded captions are kept for this run only. {event['reason']}")
+
+    def _on_faces_not_kept(self, event: Event) -> None:
+        self.say(f"note: where faces are is kept for this run only. {event['reason']}")
 
     def _on_not_recorded(self, event: Event) -> None:
         self.say(f"note: steps are launched operation by operation, which is slower on a GPU: {event['reason']}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,26 @@ def require_faces() -> None:
         raise MissingExtra(_WHAT, EXTRA)
 
 
-def find_faces(paths: Sequence[Path]) -> list[list[Box]]:
-    """The faces in each picture, the largest first, in pixels of the upright picture.
+def find_faces(paths: Sequence[Path]) -> Iterator[list[Box]]:
+    """The faces in each picture in turn, the largest first, in pixels of the upright picture. Who stops asking stops the search.
 
     Raises:
         MissingExtra: OpenCV is not installed.
         UnreadableImage: a picture cannot be read.
     """
     require_faces()
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        return list(pool.map(lambda path: faces_in(read_rgb(path)), paths))
+    pool = ThreadPoolExecutor(max_workers=4)
+    try:
+        yield from pool.map(lambda path: faces_in(read_rgb(path)), paths)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def detector_name() -> str:
+    """What finds the faces, and how: under another name other faces may be found in the same picture."""
+    import cv2
+
+    return f"frontalface-{cv2.__version__}-{_LONGEST}-{_SMALLEST}-{_NEIGHBOURS}"
 
 
 def faces_in(image: Image.Image) -> list[Box]:

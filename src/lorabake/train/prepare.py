@@ -17,7 +17,9 @@ from lorabake.base.events import Events
 from lorabake.base.machine import check_device
 from lorabake.base.streams import random_stream
 from lorabake.base.units import size
+from lorabake.dataset.augment import Box
 from lorabake.dataset.caption import caption_for_step, full_caption, is_static, warmup_steps, without_additions
+from lorabake.dataset.folder import Sample
 from lorabake.families import family_card, load_model
 from lorabake.families.networks.noise import reschedule
 from lorabake.families.networks.quantised import quantise, saved
@@ -37,6 +39,7 @@ from lorabake.train.behind import behind
 from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, CudaGraphs, Inputs
 from lorabake.train.checkpoint import hashes_of
+from lorabake.train.faces import cached_faces
 from lorabake.train.latents import View, cached_latents, fresh_latent
 from lorabake.train.loop import loss_of
 from lorabake.train.masks import MaskInputs, masks_of, weights
@@ -53,6 +56,8 @@ CACHE = Path(".lorabake", "latents")
 """Where a dataset keeps its latents. Safe to delete."""
 TEXT_CACHE = Path(".lorabake", "text")
 """Where a dataset keeps what text encoders say of captions. Safe to delete."""
+FACES_CACHE = Path(".lorabake", "faces")
+"""Where a dataset keeps where its pictures have faces. Safe to delete."""
 
 
 def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda: False) -> Bake:
@@ -74,7 +79,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         quantise(model, recipe.model.quantize)
         reading = {**reading, "quantize": recipe.model.quantize}
     swapped = model.swap_blocks(recipe.train.blocks_to_swap) if recipe.train.blocks_to_swap else None
-    seen = [views_of(own.samples, own.placements, recipe.data, events) for own in checked.pictures]
+    seen = _seen(checked, events, stop)
     fresh = recipe.data.augment.fresh
     latents = [found for views, folder in zip(seen, checked.pictures, strict=True)
                for found in _latents(views, folder.home, model, events, stop, fresh=fresh)]  # fmt: skip
@@ -154,6 +159,33 @@ def _free(
     return frozenset(idle)
 
 
+def _progress(events: Events, kind: str, what: str, stop: Callable[[], bool]) -> Callable[[int, int], None]:
+    """Tells how far preparing has come, and ends it where it is to stop: what is done is kept."""
+
+    def progress(done: int, total: int) -> None:
+        events.emit(kind, done=done, total=total)
+        if stop():
+            raise Interrupted(f"Stopped after {what.format(done, total)}. The same command continues.")
+
+    return progress
+
+
+def _not_kept(events: Events, kind: str) -> Callable[[str], None]:
+    return lambda reason: events.emit(kind, reason=reason)
+
+
+def _seen(checked: Checked, events: Events, stop: Callable[[], bool]) -> list[list[Sequence[View]]]:
+    """The views of every picture of every folder. Where faces are is kept in the folder, as latents are."""
+    progress = _progress(events, "finding_faces", "looking for faces in {} of {} pictures", stop)
+    told = _not_kept(events, "faces_not_kept")
+
+    def faces_in(home: Path) -> Callable[[Sequence[Sample]], list[list[Box]]]:
+        return lambda samples: cached_faces(samples, home / FACES_CACHE, progress, told)
+
+    data = checked.recipe.data
+    return [views_of(own.samples, own.placements, data, faces_in(own.home), events) for own in checked.pictures]
+
+
 def _latents(
     views: Sequence[Sequence[View]],
     home: Path,
@@ -167,32 +199,17 @@ def _latents(
     if fresh:
         return [each_of(own, lambda at, own=own: fresh_latent(own[at], model)) for own in views]
 
-    def progress(done: int, total: int) -> None:
-        events.emit("encoding", done=done, total=total)
-        if stop():
-            raise Interrupted(f"Stopped after encoding {done} of {total} pictures. The same command continues.")
-
-    def not_kept(reason: str) -> None:
-        events.emit("latents_not_kept", reason=reason)
-
     flat = [view for of_sample in views for view in of_sample]
-    found = iter(cached_latents(flat, model, home / CACHE, progress, not_kept))
+    progress = _progress(events, "encoding", "encoding {} of {} pictures", stop)
+    found = iter(cached_latents(flat, model, home / CACHE, progress, _not_kept(events, "latents_not_kept")))
     return [[next(found) for _ in of_sample] for of_sample in views]
 
 
 def _keep_text(text: TextSource, checked: Checked, events: Events, stop: Callable[[], bool]) -> None:
     """Have every caption encoded that the run will show, ask about or keep as the base answers it."""
-
-    def progress(done: int, total: int) -> None:
-        events.emit("encoding_text", done=done, total=total)
-        if stop():
-            raise Interrupted(f"Stopped after encoding {done} of {total} captions. The same command continues.")
-
-    def not_kept(reason: str) -> None:
-        events.emit("text_not_kept", reason=reason)
-
     home, *_ = (pictures.home for pictures in checked.pictures)
-    text.keep(captions_of(checked), home / TEXT_CACHE, progress, not_kept)
+    progress = _progress(events, "encoding_text", "encoding {} of {} captions", stop)
+    text.keep(captions_of(checked), home / TEXT_CACHE, progress, _not_kept(events, "text_not_kept"))
 
 
 def captions_of(checked: Checked) -> Iterator[str]:

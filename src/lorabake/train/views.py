@@ -8,7 +8,6 @@ from typing import Any, TypeVar, overload
 from lorabake.base.events import Events
 from lorabake.dataset.augment import USUAL_VIEWS, Box, look_at
 from lorabake.dataset.buckets import Placement
-from lorabake.dataset.faces import find_faces
 from lorabake.dataset.folder import Sample
 from lorabake.dataset.scan import named
 from lorabake.recipe.sections import DataSettings
@@ -47,7 +46,11 @@ def each_of(items: Sequence[Any], make: Callable[[int], _T]) -> Sequence[_T]:
 
 
 def views_of(
-    samples: Sequence[Sample], placements: Sequence[Placement], data: DataSettings, events: Events
+    samples: Sequence[Sample],
+    placements: Sequence[Placement],
+    data: DataSettings,
+    faces_of: Callable[[Sequence[Sample]], Sequence[Sequence[Box]]],
+    events: Events,
 ) -> list[Sequence[View]]:
     """The views of each sample. Look n is mirrored or not at 2n and 2n + 1 with flip, and at n without.
 
@@ -55,12 +58,14 @@ def views_of(
         samples: what is trained on.
         placements: of each of them when nothing is random.
         data: what may differ between views.
+        faces_of: finds the faces in their pictures; asked where crops go by faces.
         events: told in which pictures no face was found.
     """
     mirrorings = (False, True) if data.flip else (False,)
     faces: Sequence[Sequence[Box]] = [()] * len(samples)
     if data.augment.face_crop is not None:
-        faces = _faces(samples, events)
+        faces = faces_of(samples)
+        _tell_without(samples, faces, events)
 
     def of(sample: Sample, placement: Placement, found: Sequence[Box]) -> Sequence[View]:
         def view(index: int) -> View:
@@ -78,11 +83,9 @@ def views_of(
     return [of(*each) for each in zip(samples, placements, faces, strict=True)]
 
 
-def _faces(samples: Sequence[Sample], events: Events) -> list[list[Box]]:
-    paths = list(dict.fromkeys(sample.path for sample in samples))
-    found = dict(zip(paths, find_faces(paths), strict=True))
-    without = list(dict.fromkeys(sample.name for sample in samples if not found[sample.path]))
+def _tell_without(samples: Sequence[Sample], faces: Sequence[Sequence[Box]], events: Events) -> None:
+    found = {sample.name: bool(boxes) for sample, boxes in zip(samples, faces, strict=True)}
+    without = [name for name, any_face in found.items() if not any_face]
     if without:
-        text = f"no face was found in {len(without)} of {len(paths)} pictures, which are cropped as ever: {named(without)}."
+        text = f"no face was found in {len(without)} of {len(found)} pictures, which are cropped as ever: {named(without)}."
         events.emit("note", text=f"data.augment.face_crop: {text}")
-    return [found[sample.path] for sample in samples]
