@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import random
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -287,13 +284,11 @@ def kitchen(request: pytest.FixtureRequest, kitchens: Callable[[str], Kitchen]) 
 
 
 @pytest.fixture(scope="session")
-def whole(kitchen: Kitchen) -> Path:
-    """The folder of a run that nothing interrupted, in a process of its own, as people start it."""
-    words = [sys.executable, "-m", "lorabake", "train", "recipe.toml", "--into", "whole"]
-    environment = {**os.environ, "COLUMNS": "1000"}
-    done = subprocess.run(words, cwd=kitchen.folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+def whole(oven: Any, kitchen: Kitchen) -> Path:
+    """The folder of a run that nothing interrupted."""
+    done = oven.run("train", "recipe.toml", "--into", "whole", cwd=kitchen.folder)
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
     return kitchen.folder / "whole"
 
 

@@ -137,13 +137,14 @@ def test_killed_twice_it_ends_with_the_same_bytes(
 
 @pytest.mark.slow
 @needs_kill
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
 def test_killed_many_times_it_ends_with_the_same_bytes(
-    oven: Any, kitchen: Any, whole: Path, result: Any, kill_at: Any, tmp_path: Path
+    oven: Any, kitchens: Any, result: Any, kill_at: Any, tmp_path: Path, name: str
 ) -> None:
-    began = time.monotonic()
-    assert oven.run("train", kitchen.recipe, "--into", tmp_path / "timed").code == 0
+    kitchen, whole, began = kitchens(name), tmp_path / "whole", time.monotonic()
+    assert oven.run("train", kitchen.recipe, "--into", whole).code == 0
     seconds = time.monotonic() - began
-    rng, into = random.Random(f"many {kitchen.name}"), tmp_path / "cut"
+    rng, into = random.Random(f"many {name}"), tmp_path / "cut"
     moments = [after(rng.uniform(0, 0.4 * seconds)) for _ in range(8)]
     assert cut(oven, kitchen.recipe, into, moments, kill_at) >= 3
     assert result(into).differences(result(whole)) == []
