@@ -121,3 +121,30 @@ def test_listeners_hear_everything_in_order() -> None:
     events.emit("a", x=1)
     events.emit("b")
     assert heard == [("first", "a"), ("second", "a"), ("first", "b"), ("second", "b")]
+
+
+def test_a_log_without_a_line_that_ends_there_keeps_its_whole_lines(tmp_path: Path, log: EventLog) -> None:
+    """What a state knows of a log that was shortened, and has grown since, may end inside a line."""
+    path = tmp_path / "events.jsonl"
+    data = path.read_bytes()
+    first = data.index(b"\n") + 1
+    assert log.cut_back(first + 9) == 9 and path.read_bytes() == data[:first]
+    path.write_bytes(data[: first + 5])
+    assert log.cut_back(len(data)) == len(data) - first and path.read_bytes() == data[:first]
+    path.write_bytes(data[:3])
+    assert log.cut_back(first) == first and path.read_bytes() == b""
+    assert log.cut_back(0) == 0
+
+
+def test_a_damaged_last_line_stays_where_it_is(tmp_path: Path, log: EventLog) -> None:
+    path = tmp_path / "events.jsonl"
+    data = path.read_bytes()
+    spoiled = data[:-9] + b"?" + data[-8:]
+    path.write_bytes(spoiled)
+    assert log.cut_back(len(data)) == 0 and path.read_bytes() == spoiled
+
+
+def test_deeply_nested_nonsense_is_a_damaged_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"[" * 200_000 + b"\n")
+    assert EventLog(path).read() == [] and EventLog(path).damaged() == [1]

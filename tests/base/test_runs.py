@@ -106,5 +106,15 @@ def test_a_folder_without_a_manifest_is_no_run(run: Run, content: str | None) ->
 
 def test_a_manifest_makes_a_run(run: Run) -> None:
     assert not run.exists()
-    write_json(run.manifest, {"recipe": {}})
-    assert run.exists() and run.read_manifest() == {"recipe": {}}
+    write_json(run.manifest, {"recipe": {}, "lock": {}})
+    assert run.exists() and run.read_manifest() == {"recipe": {}, "lock": {}}
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "7", '{"recipe": [], "lock": {}}', '{"recipe": {}}', "[" * 200_000])
+def test_a_manifest_that_no_run_writes_is_none(run: Run, text: str) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.manifest.write_text(text)
+    with pytest.raises(UserError, match=r"is not a run folder: run\.json"):
+        run.read_manifest()
+    run.pictures.write_text(text)
+    assert run.read_pictures() == {} or "recipe" in text

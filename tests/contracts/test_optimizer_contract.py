@@ -16,7 +16,7 @@ from lorabake.base.cards import cards
 from lorabake.optimizers._build import build, finished_weights
 from lorabake.optimizers._flat import FlatGroup
 from lorabake.protocols.optimizer import AveragingOptimizer, Optimizer, OptimizerCard, OptimizerSettings
-from lorabake.train.state import Progress, load_state, save_state
+from lorabake.train.state import Progress, read_state, save_state, states_of
 
 CARDS = [cast(OptimizerCard, card) for card in cards("optimizer").values()]
 every = pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
@@ -115,7 +115,7 @@ def test_it_goes_on_to_the_same_bytes(card: OptimizerCard, done: int, tmp_path: 
     whole.steps(0, 12)
     first.steps(0, done)
     save_state(tmp_path, Progress(done, 3), first.groups, first.optimizer)
-    assert load_state(tmp_path, second.groups, second.optimizer) == Progress(done, 3)
+    assert read_state(states_of(tmp_path)[-1], second.groups, second.optimizer) == Progress(done, 3)
     second.steps(done, 12)
     assert torch.equal(second.weights(), whole.weights())
     for name, bowl in (("one", whole), ("other", second)):

@@ -21,7 +21,7 @@ from lorabake.train.bake import Bake
 from lorabake.train.loop import run_loop
 from lorabake.train.prepare import prepare
 from lorabake.train.run import train
-from lorabake.train.state import Progress, load_state, save_state
+from lorabake.train.state import Progress, read_state, save_state, states_of
 
 Options = Callable[..., list[str]]
 
@@ -55,7 +55,7 @@ def test_a_run_cut_in_two_is_the_run(name: str, dataset: Path, tmp_path: Path) -
     with finished_weights(first.optimizer, first.groups):
         pass  # a checkpoint
     save_state(tmp_path, Progress(3, 0), first.groups, first.optimizer)
-    assert load_state(tmp_path, second.groups, second.optimizer)
+    assert read_state(states_of(tmp_path)[-1], second.groups, second.optimizer)
     run_loop(second, 3, Events(again.append), lambda step: False)
     assert torch.equal(weights(second), weights(whole))
     assert again == told

@@ -17,7 +17,7 @@ from lorabake.train.bake import Bake
 from lorabake.train.loop import run_loop
 from lorabake.train.prepare import prepare
 from lorabake.train.rates import rates_by_part
-from lorabake.train.state import Progress, load_state, save_state
+from lorabake.train.state import Progress, read_state, save_state, states_of
 
 
 def values(dataset: Path, **rates: Any) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def test_many_groups_are_restored_to_the_bit(dataset: Path, tmp_path: Path) -> N
     run_loop(whole, 0, Events(), lambda step: False)
     run_loop(first, 0, Events(), lambda step: step == 2)
     save_state(tmp_path, Progress(2, 0), first.groups, first.optimizer)
-    assert load_state(tmp_path, second.groups, second.optimizer)
+    assert read_state(states_of(tmp_path)[-1], second.groups, second.optimizer)
     run_loop(second, 2, Events(), lambda step: False)
     assert len(whole.groups) == 6
     assert all(torch.equal(a.values, b.values) for a, b in zip(whole.groups, second.groups, strict=True))

@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorabake.base.runs import Run
+
 Options = Callable[..., list[str]]
 
 PROMPT = "1girl, smile --s 2 --d 3"
@@ -234,7 +236,67 @@ def test_with_every_state_damaged_it_starts_over(oven: Any, copies: Any, finishe
         flip_a_byte(path)
     done = oven.run("train", dataset, "--into", run, *words)
     assert done.code == 0 and "Continuing" not in done.err
+    assert "no whole state is left, so that training begins again" in done.err
     assert result(run).differences(result(finished_run[1])) == []
+
+
+def test_states_beside_checkpoints_are_gone_back_to(
+    oven: Any, copies: Any, finished_run: Any, result: Any, tmp_path: Path
+) -> None:
+    """Without a whole state of the usual ones, the newest of those that were kept is as good."""
+    dataset, _, words = copies
+    words = [*words, "--set", "save.keep_state=true"]
+    for name in ("kept", "cut"):
+        assert oven.run("train", dataset, "--into", tmp_path / name, *words).code == 0
+    cut = tmp_path / "cut"
+    unfinished(cut)
+    shutil.rmtree(cut / "state")
+    newest = max((cut / "states").iterdir())
+    flip_a_byte(newest)
+    done = oven.run("train", dataset, "--into", cut, *words)
+    assert done.code == 0 and "at step 4 of 6" in done.err, done.err
+    assert "the state of step 6 is damaged: training goes on from step 4" in done.err
+    found = [name for name in result(cut).differences(result(tmp_path / "kept")) if newest.name not in name]
+    assert found == []
+
+
+def test_without_a_whole_state_other_settings_are_refused(oven: Any, copies: Any, result: Any) -> None:
+    dataset, run, words = copies
+    for path in (run / "state").iterdir():
+        flip_a_byte(path)
+    before = result(run)
+    done = oven.run("train", dataset, "--into", run, *words, "--set", "train.length=9 steps", "--continue-changed")
+    assert done.code == 2 and "No whole state is left of" in done.err and "adapter.start_from" in done.err
+    assert result(run) == before
+
+
+def test_a_run_whose_manifest_is_gone_is_left_alone(oven: Any, copies: Any) -> None:
+    dataset, run, words = copies
+    (run / "run.json").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    done = oven.run("train", dataset, "--into", run, *words, "--set", "train.seed=7")
+    assert done.code == 2 and "holds a run without its run.json" in done.err and "--into" in done.err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_shortened_log_and_a_kill_before_the_next_state(
+    oven: Any, dataset: Path, tmp_path: Path, options: Options, kill_at: Any
+) -> None:
+    """What the log lacks is not counted on again: no step is told of twice, and no line is cut."""
+    words = options(train__length="12 steps", save__every="6 steps", save__state_every=1e6)
+    run = tmp_path / "run"
+    pid = oven.start("train", dataset, "--into", run, *words)
+    assert kill_at(pid, lambda: steps_done(run) >= 8)
+    oven.end()
+    lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "events.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:9])
+    pid = oven.start("train", dataset, "--into", run, *words)
+    assert kill_at(pid, lambda: steps_done(run) >= 4)
+    oven.end()
+    done = oven.run("train", dataset, "--into", run, *words)
+    assert done.code == 0 and "is damaged" not in done.err, done.err
+    told = [event["step"] for event in Run(run).read_events("step")]
+    assert told == sorted(set(told)) and told[-6:] == [7, 8, 9, 10, 11, 12]
 
 
 def test_left_overs_of_a_crash_are_no_trouble(oven: Any, copies: Any, finished_run: Any, result: Any) -> None:

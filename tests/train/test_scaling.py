@@ -18,7 +18,7 @@ from lorabake.train.loop import run_loop
 from lorabake.train.prepare import prepare
 from lorabake.train.run import train
 from lorabake.train.scaling import FIRST, LossScale, take_step
-from lorabake.train.state import Progress, load_state, save_state
+from lorabake.train.state import Progress, read_state, save_state, states_of
 
 
 def raw(dataset: Path, **sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -152,7 +152,7 @@ def test_it_goes_on_from_a_state_to_the_same_bits(dataset: Path, tmp_path: Path)
     save_state(tmp_path, Progress(12, 0), whole.groups, whole.optimizer)
     seen = steps(whole, first=12, last=30)
     rest = bake(dataset, train={"length": "30 steps"})
-    assert load_state(tmp_path, rest.groups, rest.optimizer) == Progress(12, 0)
+    assert read_state(states_of(tmp_path)[-1], rest.groups, rest.optimizer) == Progress(12, 0)
     assert steps(rest, first=12, last=30) == seen and any("skipped" in event for event in seen)
     assert all(torch.equal(a.values, b.values) for a, b in zip(whole.groups, rest.groups, strict=True))
 

@@ -71,8 +71,8 @@ class EventLog:
             raise UserError(f"{self._path} could not be written: {error.strerror or error}.") from error
 
     def cut_back(self, size: int) -> int:
-        """Forget what was logged after byte ``size``, the end of a line. A log that is shorter keeps its whole lines; returns how many
-        bytes it lacks.
+        """Forget what was logged after byte ``size``, the end of a line. A log that is shorter, or has no line that ends there, keeps its
+        whole lines; returns how many bytes it lacks.
 
         Raises:
             UserError: it cannot be written.
@@ -81,15 +81,15 @@ class EventLog:
             return size
         try:
             with self._path.open("r+b") as file:
-                found = file.seek(0, os.SEEK_END)
-                if found < size:
+                file.truncate(min(size, file.seek(0, os.SEEK_END)))
+                file.seek(max(0, size - 1))
+                if size and file.read(1) != b"\n":
                     file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-                    return size - found
-                file.truncate(size)
-                if size:  # the end of a line, whatever became of it: the next one must not be appended to this one
-                    file.seek(size - 1)
-                    file.write(b"\n")
+                    whole = _whole_lines(file.read(), size)
+                    file.truncate(len(whole))
+                    file.seek(max(0, len(whole) - 1))
+                    file.write(whole[-1:])
+                    return size - len(whole)
                 return 0
         except OSError as error:
             raise UserError(f"{self._path} could not be written: {error.strerror or error}.") from error
@@ -122,6 +122,13 @@ class EventLog:
                 yield number, line, checked
 
 
+def _whole_lines(log: bytes, size: int) -> bytes:
+    """The beginning of a log that should end a line at ``size`` and does not: with that end, if the line is whole but for it, else without the line."""
+    start = log.rfind(b"\n", 0, size - 1) + 1
+    line = log[start : size - 1]
+    return log[:start] + line + b"\n" if len(log) == size and _is_sound(line, _CHECK in line) else log[:start]
+
+
 def _check_of(line: bytes) -> bytes:
     return b'%s%08x"}' % (_CHECK, zlib.crc32(line))
 
@@ -134,7 +141,7 @@ def _is_sound(line: bytes, checked: bool) -> bool:
 def _event(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(event, dict) or "kind" not in event:
         return None

@@ -88,15 +88,18 @@ class Run:
             UserError: this is not a run folder.
         """
         try:
-            return json.loads(self.manifest.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.folder} is not a run folder: run.json cannot be read ({error}).") from error
+        if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in ("recipe", "lock")):
+            raise UserError(f"{self.folder} is not a run folder: run.json is not what a run writes, or is damaged.")
+        return found
 
     def read_pictures(self) -> dict[str, str]:
         """``pictures.json``; empty where it is missing or broken: it only serves to say more."""
         try:
             return dict(json.loads(self.pictures.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return {}
 
     def read_events(self, *kinds: str) -> list[Event]:

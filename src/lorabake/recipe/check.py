@@ -145,8 +145,10 @@ def _contradictions(
         yield Problem("train.max_weight_norm", what)
     if train is not None:
         yield from _swapping(train, trains_base=adapter is not None and adapter_card(adapter).trains_base)
-    if train is not None and len(set(train.ema)) < len(train.ema):
-        yield Problem("train.ema", f"{list(train.ema)}: one of them is there twice. Each makes a file of its own.")
+    if train is not None and len({f"{decay:g}" for decay in train.ema}) < len(train.ema):
+        yield Problem(
+            "train.ema", f"{list(train.ema)}: two of them are the same in six digits, by which their files are named."
+        )
 
 
 def _swapping(train: TrainSettings, trains_base: bool) -> Iterator[Problem]:

@@ -22,9 +22,10 @@ from lorabake.base.errors import UserError
 from lorabake.base.files import sha256_file
 from lorabake.base.header import read_header
 from lorabake.base.runs import Run
+from lorabake.base.units import Stretch
 from lorabake.optimizers.schedules import ScheduleCard
 from lorabake.protocols.adapter import Graft
-from lorabake.recipe import Checked
+from lorabake.recipe import Checked, Choice
 
 FREE = (
     "data.folder",
@@ -220,9 +221,15 @@ def _judged(change: Change, checked: Checked, done: int) -> Change:
             "what was not trained so far has no memory to go on with" if change.now else "its weights are in the run"
         )
     meaning = marked.meaning or _of_longest_prefix(_MEANING, change.name)
-    if change.name == "train.length" and not cast(ScheduleCard, find("schedule", checked.recipe.schedule.name)).spans:
+    if change.name == "train.length" and not _spans(checked.recipe.schedule):
         meaning = ""
     return replace(change, refused=change.refused or refused, meaning=meaning)
+
+
+def _spans(schedule: Choice) -> bool:
+    """Whether the rate at a step depends on how long the run is."""
+    shares = (value for value in dict(schedule.settings).values() if isinstance(value, Stretch) and value.count is None)
+    return cast(ScheduleCard, find("schedule", schedule.name)).spans or any(shares)
 
 
 def _of_longest_prefix(table: Mapping[str, str], name: str) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from lorabake.base.errors import NotFinite, RunStopped, UserError
 from lorabake.base.events import EventLog, Events
-from lorabake.base.files import remove, rename, write_atomic, write_json
+from lorabake.base.files import rename, write_atomic, write_json
 from lorabake.base.lock import exclusive
 from lorabake.base.runs import Run
 from lorabake.dataset.caption import full_caption
@@ -28,24 +28,19 @@ from lorabake.train.bake import Bake
 from lorabake.train.checkpoint import checkpoint_name, write_checkpoint
 from lorabake.train.continuing import (
     Agree,
-    Change,
-    changes_of,
-    check_agreed,
-    check_shapes,
     lock_of,
     pictures_of,
     shapes_of,
-    sitting,
 )
-from lorabake.train.going_back import Origin, find_origin
 from lorabake.train.keeping import drop_old, fingerprint
 from lorabake.train.loop import run_loop
 from lorabake.train.picture_losses import as_csv, picture_losses
 from lorabake.train.prediction import ASKED, check_prediction
 from lorabake.train.prepare import prepare
+from lorabake.train.resume import Start, finished_steps
 from lorabake.train.samples import Samples
 from lorabake.train.space import check_space
-from lorabake.train.state import Progress, load_state, read_state, save_state, states_of, step_of
+from lorabake.train.state import Progress, save_state
 from lorabake.train.tensorboard import TensorBoard
 
 _HARD = 5
@@ -97,9 +92,9 @@ def train(
     run = Run(into)
     prompts = [prompt.on(checked.facts) for prompt in sample_prompts(checked.recipe.sample)]
     with exclusive(into / ".lock"), _processor(checked.recipe.train.threads or 1):
-        start = _Start.of(run, checked, from_state, agree)
+        start = Start.of(run, checked, from_state, agree)
         total = checked.length.steps
-        if run.finished() and not start.changes and (done := _finished_steps(run)) >= total:
+        if run.finished() and not start.changes and (done := finished_steps(run)) >= total:
             if damage := run.damage():
                 events.emit("note", text=damage)
             events.emit("already_finished", folder=str(into))
@@ -112,7 +107,7 @@ def train(
             events.emit("note", text=note)
         bake = prepare(checked, events, stop)
         check_prompts(bake.model, prompts)
-        progress, sittings = start.go(bake)
+        progress, sittings = start.go(bake, events)
         if progress.step == 0:
             _check_base(bake)
         samples = Samples(checked, bake, run, prompts, infotext_extra(reading))
@@ -130,78 +125,6 @@ def train(
                 f"{str(error).rstrip('.')}. What was saved before is intact: once this is mended, the same command continues."
             ) from error
     return Outcome(run, steps, bake.total_steps, time.monotonic() - started)
-
-
-def _finished_steps(run: Run) -> int:
-    return run.read_events("finished")[-1]["steps"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """Where a call begins: a new run, the one that is there, or a state of another run."""
-
-    run: Run
-    origin: Origin | None
-    changes: Sequence[Change]
-    sittings: Sequence[Mapping[str, Any]]
-    """Of before, as the manifest has them."""
-
-    @classmethod
-    def of(cls, run: Run, checked: Checked, from_state: Path | None, agree: Agree) -> _Start:
-        """Asks whatever can be asked before the model is loaded."""
-        origin = find_origin(from_state) if from_state else None
-        if not run.exists():
-            changes = changes_of(origin.run, checked, origin.step) if origin else ()
-            if origin:
-                check_agreed(origin.run, changes, agree)
-            return cls(run, origin, changes, ())
-        sittings = run.read_manifest().get("sittings", [])
-        began = sittings[0].get("from_state") if sittings else None
-        if origin and origin.digest != began:
-            raise UserError(f"{run.folder} already holds a run that began elsewhere. Give a new folder with --into.")
-        newest = states_of(run.state)[-1:]
-        done = _finished_steps(run) if run.finished() else step_of(newest[0]) if newest else 0
-        changes = changes_of(run, checked, done)
-        check_agreed(run, changes, agree)
-        if changes and run.finished() and checked.length.steps <= done:
-            raise UserError(
-                f"{run.folder} is finished: after {done} steps nothing is left to train with other settings. Give a longer "
-                "train.length, or another folder with --into."
-            )
-        return cls(run, origin, changes, sittings)
-
-    def go(self, bake: Bake) -> tuple[Progress, list[Mapping[str, Any]]]:
-        """Put the weights where the call begins; returns how far that is, and all sittings with this one."""
-        known = self.run if self.run.exists() else self.origin.run if self.origin else None
-        if known:
-            check_shapes(known, self.changes, bake.graft)
-        progress = (
-            load_state(self.run.state, bake.groups, bake.optimizer, bake.beside, bake.averages)
-            if self.run.exists()
-            else None
-        )
-        sittings = list(self.sittings)
-        if progress is None and self.origin:
-            progress = Progress(
-                read_state(self.origin.state, bake.groups, bake.optimizer, bake.beside, bake.averages).step, 0
-            )
-        elif progress is None and sittings and "from_state" in sittings[0]:
-            raise UserError(f"The state that {self.run.folder} began from is gone. Give it again with --from-state.")
-        progress = progress or Progress(0, 0)
-        if self.origin and not self.run.exists():
-            sittings.append(sitting(progress.step, self.changes, from_state=self.origin.digest))
-        elif self.changes:
-            sittings.append(sitting(progress.step, self.changes))
-        return progress, sittings
-
-    def keep(self, bake: Bake, progress: Progress) -> None:
-        """A new run that begins from another's state gets a copy: it must not need the other one again."""
-        if self.run.exists():
-            return
-        for left in states_of(self.run.state):  # of a start that came to nothing
-            remove(left)
-        if self.origin:
-            save_state(self.run.state, progress, bake.groups, bake.optimizer, bake.beside, bake.averages)
 
 
 def _check_base(bake: Bake) -> None:
@@ -244,6 +167,7 @@ class _Session:
         self._asks_every = checked.recipe.validation.every.steps(bake.steps_per_epoch)
         self._saves_every = checked.recipe.save.every.steps(bake.steps_per_epoch)
         self._state_due = 0.0
+        self._kept = (bake.groups, bake.optimizer, bake.beside, bake.averages)
         self._listeners = events
         self._file = EventLog(run.events)
         self._log = Events(self._file, lambda event: events.emit(**event))
@@ -255,9 +179,13 @@ class _Session:
             self._listeners.emit(
                 "note", text=f"{run.events} lacks {lacking} bytes that it had; training goes on without them."
             )
+            size = (
+                self._file.sync() if run.events.exists() else 0
+            )  # older states know of a longer log: they must not be met again
+            save_state(run.state, Progress(progress.step, size), *self._kept, keep=1)
         if damage := run.damage():
             self._listeners.emit("note", text=damage)
-        for began in sittings[len(run.read_events("sitting")) :]:
+        for began in _untold(sittings, run.read_events("sitting")):
             self._log.emit("sitting", **began)
         self._make_way()
         self._listeners.emit("started", step=progress.step, total_steps=bake.total_steps, steps_per_epoch=bake.steps_per_epoch,
@@ -334,11 +262,10 @@ class _Session:
 
     def _save(self, progress: Progress, beside_checkpoint: bool) -> None:
         """The state; only when it is safe, checkpoints that shall not stay are dropped."""
-        bake, save = self._bake, self._checked.recipe.save
-        kept = (bake.groups, bake.optimizer, bake.beside, bake.averages)
+        save = self._checked.recipe.save
         if beside_checkpoint and save.keep_state:
-            save_state(self._run.states, progress, *kept, keep=None)
-        save_state(self._run.state, progress, *kept)
+            save_state(self._run.states, progress, *self._kept, keep=None)
+        save_state(self._run.state, progress, *self._kept)
         if beside_checkpoint:
             drop_old(self._run, save.keep, self._listeners)
         self._state_due = time.monotonic() + save.state_every
@@ -374,6 +301,12 @@ class _Session:
 
     def _checkpoint_file(self, step: int) -> str:
         return checkpoint_name(self._checked.recipe.output.name or "lora", self._bake, step)
+
+
+def _untold(sittings: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Those that began after the last one that the log knows: of an earlier one, the line may be damaged."""
+    known = [{name: value for name, value in event.items() if name != "kind"} for event in told]
+    return sittings[max((number for number, began in enumerate(sittings, 1) if began in known), default=0) :]
 
 
 def _checkpoint_file(run: Run, name: str) -> str:

@@ -85,20 +85,14 @@ def step_of(path: Path) -> int:
     return int(number)
 
 
-def load_state(
-    folder: Path,
-    groups: Sequence[FlatGroup],
-    optimizer: Optimizer,
-    beside: Beside | None = None,
-    averages: Averages | None = None,
-) -> Progress | None:
-    """Put the newest undamaged state back into ``groups``, ``optimizer``, ``beside`` and ``averages``; None when there is none."""
-    for path in reversed(states_of(folder)):
-        if not is_whole(path):
-            remove(path)
-            continue
-        return read_state(path, groups, optimizer, beside, averages)
-    return None
+def newest_whole(states: Sequence[Path]) -> tuple[Path | None, list[Path]]:
+    """The last of ``states`` (the newest last) that has its bytes, if any, and those after it that have not."""
+    damaged: list[Path] = []
+    for path in reversed(states):
+        if is_whole(path):
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
 
 
 def is_whole(path: Path) -> bool:

@@ -71,8 +71,29 @@ def spoil_homes(bake: Bake, swap: BlockSwap) -> None:
         _put(block.at_home)
 
 
-@pytest.mark.parametrize("options", [(), ("model.quantize='nf4'",)], ids=["whole", "nf4"])
+SMALL = "model.quantize='nf4'"
+
+
+@pytest.mark.parametrize("options", [(), (SMALL,)], ids=["whole", "nf4"])
 def test_gradients_are_the_same(kitchen: Any, options: tuple[str, ...], swaps: list[BlockSwap]) -> None:
+    same_gradients(kitchen, options, swaps)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("adapter.module_dropout=0.5",),
+        ("adapter.block_rank={proj_out=0}",),
+        ("optimizer.lr=0", "optimizer.text_encoder_lr=1e-4"),
+    ],
+)
+def test_they_are_where_a_block_ends_in_a_layer_that_nothing_is_added_to(
+    kitchens: Any, options: tuple[str, ...], swaps: list[BlockSwap]
+) -> None:
+    same_gradients(kitchens("sdxl"), (SMALL, *options), swaps)
+
+
+def same_gradients(kitchen: Any, options: tuple[str, ...], swaps: list[BlockSwap]) -> None:
     plain = gradients(baked(kitchen, RECOMPUTED, *options))
     bake = baked(kitchen, *ALL, *options)
     spoil_homes(bake, swaps[0])

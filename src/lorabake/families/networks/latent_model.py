@@ -109,9 +109,13 @@ class LatentModel:
         blocks: Sequence[Sequence[nn.Module]] = network.blocks()
         chosen = evenly(len(blocks), count)
         swap = BlockSwap(network, [blocks[index] for index in chosen], self._device)
-        return lambda: (
-            f"{len(chosen)} of {len(blocks)} blocks wait in main memory, {size(swap.nbytes)}; the two in turn take {size(swap.on_card)}."
-        )
+
+        def told() -> str:
+            text = f"{len(chosen)} of {len(blocks)} blocks wait in main memory, {size(swap.nbytes)}; the two in turn take {size(swap.on_card)}."
+            slow = f" The system does not let the card read {size(swap.unread)} of it by itself: steps wait for it to be copied."
+            return text + slow * bool(swap.unread)
+
+        return told
 
     def _networks(self) -> Mapping[str, nn.Module]:
         return {**self.parts, "vae": self.vae}

@@ -94,10 +94,14 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:
         ctx.layer = layer
+        ctx.save_for_backward(x.new_empty(0))
         return F.linear(x, layer.weight, layer.bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        _ = (
+            ctx.saved_tensors
+        )  # where blocks are recomputed they are called again by this, and what waits elsewhere comes back
         return gradient @ ctx.layer.weight, None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from lorabake.families.networks.residence import STORED, residence_of
 
 PLACES = 2
 """Blocks on the card at any time, of those that wait."""
+_PAGE = 4096
 _ALIGNED = 256
 """Bytes: where a tensor begins in a block's memory, for the fastest loads."""
 
@@ -65,7 +66,8 @@ class BlockSwap:
         self._ready: list[Any] = [None] * PLACES
         self._left: list[Any] = [None] * PLACES
         self._turn: tuple[int | None, int | None] = None, None
-        self._after: dict[tuple[int | None, int | None], int] = {}
+        self._after: dict[tuple[int | None, int | None, bool], int] = {}
+        self._unread = 0
         waits = {module for block in self._modules for module in block}
         residence = residence_of(network)
         assert residence is not None, "only networks that came from files are swapped"
@@ -76,6 +78,8 @@ class BlockSwap:
         for index, block in enumerate(blocks):
             for top in block:
                 top.register_forward_pre_hook(lambda *_, index=index: self._fetch(index))
+        if self._stream is not None:  # nothing may go while it is being copied
+            weakref.finalize(self, self._stream.synchronize).atexit = False
 
     @property
     def nbytes(self) -> int:
@@ -89,8 +93,16 @@ class BlockSwap:
         self._settle()
         return sum(place.numel() for place in self._places)
 
+    @property
+    def unread(self) -> int:
+        """Bytes at home that the card cannot read by itself, because the system refused: while they are copied nothing is computed."""
+        self._settle()
+        return self._unread
+
     def _send_home(self, module: nn.Module, name: str) -> None:
         """A weight that has been read, away from the card; places and homes are made anew for what is read anew."""
+        if self._waiting and self._stream is not None:
+            self._stream.synchronize()
         self._waiting, self._places = [], []
         for view in _weights(module, name):
             view.table[view.name] = _mapped(view.value, lambda tensor: tensor.to("cpu"))
@@ -99,7 +111,9 @@ class BlockSwap:
         """Homes and places, once the weights are known."""
         if self._waiting:
             return
-        self._waiting = [_at_home(modules, pinned=self._stream is not None) for modules in self._modules]
+        self._waiting = [_at_home(modules) for modules in self._modules]
+        if self._stream is not None:
+            self._unread = sum(block.home.numel() for block in self._waiting if not _pin(block.home, self._device))
         largest = max(block.home.numel() for block in self._waiting)
         self._places = [torch.empty(largest, dtype=torch.uint8, device=self._device) for _ in range(PLACES)]
         for block in self._waiting:
@@ -107,6 +121,8 @@ class BlockSwap:
         self._held, self._left, self._turn = [None] * PLACES, [None] * PLACES, (None, None)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            for place in self._places:
+                place.record_stream(self._stream)
 
     def _fetch(self, index: int) -> None:
         """The block's weights on the card, and the next one's on their way."""
@@ -114,7 +130,7 @@ class BlockSwap:
         _, current = self._turn
         if index == current:
             return
-        self._after[self._turn] = index
+        self._after[self._moment()] = index
         if current is not None:
             self._leave(current)
         if index not in self._held:
@@ -124,9 +140,13 @@ class BlockSwap:
             torch.cuda.current_stream(self._device).wait_event(self._ready[place])
         _put(self._waiting[index].at_places[place])
         self._turn = current, index
-        following = self._after.get(self._turn, index + 1)
+        following = self._after.get(self._moment(), index + 1)
         if following < len(self._waiting) and following not in self._held:
             self._load(following, 1 - place)
+
+    def _moment(self) -> tuple[int | None, int | None, bool]:
+        """What tells which block is next: the last two, and whether a backward pass will follow, which turns round at the end."""
+        return *self._turn, torch.is_grad_enabled()
 
     def _leave(self, index: int) -> None:
         _put(self._waiting[index].at_home)
@@ -170,7 +190,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return [value.values, value.scale] if isinstance(value, Stored) else [value]
 
 
-def _at_home(modules: Sequence[nn.Module], pinned: bool) -> _Waiting:
+def _at_home(modules: Sequence[nn.Module]) -> _Waiting:
     """A block's weights as they are now, one after the other in memory of their own."""
     views = [
         view
@@ -179,9 +199,7 @@ def _at_home(modules: Sequence[nn.Module], pinned: bool) -> _Waiting:
         for view in _weights(module, name)
     ]
     total = sum(_room(tensor) for view in views for tensor in _tensors(view.value))
-    home = torch.empty(total, dtype=torch.uint8, device="cpu")
-    if pinned:
-        _pin(home)
+    home = _pages(total)
     laid = _laid_out(views, home)
     for view, own in zip(views, laid, strict=True):
         for given, kept in zip(_tensors(view.value), _tensors(own.value), strict=True):
@@ -212,9 +230,22 @@ def _put(views: Sequence[_View]) -> None:
         view.table[view.name] = view.value
 
 
-def _pin(memory: Tensor) -> None:
-    """Have the card read it by itself while something is computed. (PyTorch's own pinned memory is rounded up to powers of two.)"""
+def _pages(count: int) -> Tensor:
+    """So many bytes of main memory, on pages that they share with nothing else."""
+    memory = torch.empty(-(-count // _PAGE) * _PAGE + _PAGE, dtype=torch.uint8, device="cpu")
+    return memory[-memory.data_ptr() % _PAGE :][:count]
+
+
+def _pin(memory: Tensor, device: torch.device) -> bool:
+    """Have the card read it by itself while something is computed; whether the system lets it, of which it may have a limit.
+
+    PyTorch's own pinned memory is rounded up to powers of two.
+    """
     runtime: Any = torch.cuda.cudart()
     start = memory.data_ptr()
-    if memory.numel() and int(runtime.cudaHostRegister(start, memory.numel(), 0)) == 0:
-        weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, start)
+    if int(runtime.cudaHostRegister(start, -(-memory.numel() // _PAGE) * _PAGE, 0)) == 0:
+        weakref.finalize(memory.untyped_storage(), runtime.cudaHostUnregister, start).atexit = False
+        return True
+    with suppress(RuntimeError):  # the refusal is told once more by whatever is launched next
+        torch.zeros(1, device=device)
+    return False
