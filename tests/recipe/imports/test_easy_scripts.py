@@ -91,11 +91,15 @@ def test_networks_are_told_by_their_arguments(imported: Any) -> None:
     assert "network_module" in {line.key for line in dylora.of("lost")}
 
 
-def test_a_warm_up_of_each_cycle_is_told(imported: Any) -> None:
+def test_schedules_by_class_have_cycles(imported: Any) -> None:
     scheduler = 'lr_scheduler_type = "LoraEasyCustomOptimizer.RexAnnealingWarmRestarts.RexAnnealingWarmRestarts"'
-    found = imported(CONFIG.replace("warmup_ratio", f"{scheduler}\nwarmup_ratio"))
+    cycles = CONFIG.replace("warmup_ratio", f"{scheduler}\nlr_scheduler_num_cycles = 4\nwarmup_ratio")
+    found = imported(cycles)
     assert [line.key for line in found.of("lost")] == ["warmup_ratio"]
-    assert found.values["schedule"]["name"] == "rex-warm-restarts" and "warmup" not in found.values["schedule"]
+    assert found.values["schedule"] == {"name": "rex-warm-restarts", "first_cycle": "250 steps"}
+    assert "lr_scheduler_num_cycles" not in {line.key for line in found.of("unused", "unknown")}
+    epochs = imported(cycles.replace("max_train_steps = 1000", "max_train_epochs = 8"))
+    assert {line.key for line in epochs.of("lost")} == {"warmup_ratio", "lr_scheduler_num_cycles"}
 
 
 def test_embeddings_are_refused(imported: Any) -> None:

@@ -44,7 +44,7 @@ def as_sd_scripts(given: Mapping[str, Any]) -> dict[str, Any]:
         {name: item for name, item in subset.items() if name != "name"}
         for subset in _values.tables(training.pop("subsets", None))
     ]
-    return {**training, "general": shared, "datasets": [{"subsets": subsets}]}
+    return {"general": shared, "datasets": [{"subsets": subsets}], **training}
 
 
 def read(reading: Reading, dataset: Mapping[str, Any] | None) -> None:
@@ -61,18 +61,26 @@ def read(reading: Reading, dataset: Mapping[str, Any] | None) -> None:
             config["network_module"] = module
     inner = reading.part(config, "")
     inner.original = reading.given
-    _warmup(inner, config)
+    if not _values.is_nothing(config.get("lr_scheduler_type")):
+        _cycles(inner, config)
+    elif "warmup_ratio" in config:
+        inner.aliases = {"lr_warmup_steps": "warmup_ratio"}
+        config["lr_warmup_steps"] = config.pop("warmup_ratio")
     kohya.read(inner, dataset)
 
 
-def _warmup(reading: Reading, config: dict[str, Any]) -> None:
-    """A share of the run, or of each cycle where the schedule is named by its class."""
-    ratio = config.pop("warmup_ratio", None)
-    if _values.is_nothing(ratio):
-        return
-    if _values.is_nothing(config.get("lr_scheduler_type")):
-        config["lr_warmup_steps"] = ratio
-        reading.aliases = {"lr_warmup_steps": "warmup_ratio"}
-    else:
+def _cycles(reading: Reading, config: dict[str, Any]) -> None:
+    """A schedule that is named by its class is told the length of a cycle and of its warm-up, in steps."""
+    if reading.has("warmup_ratio"):
         what = "its schedule warms up in every cycle; here only the run has a warm-up. Set schedule.warmup."
         reading.lost("warmup_ratio", what)
+    cycles, steps = reading.whole("lr_scheduler_num_cycles"), reading.whole("max_train_steps")
+    if cycles and steps:
+        arguments = _values.table(config.get("lr_scheduler_args"))
+        config["lr_scheduler_args"] = {**arguments, "first_cycle_max_steps": steps // cycles}
+        what = f"{steps} steps / {cycles}"
+        reading.say("converted", "lr_scheduler_num_cycles", "schedule.first_cycle", None, what)
+    elif cycles:
+        reading.lost("lr_scheduler_num_cycles", "so many cycles in a run of epochs: set schedule.first_cycle.")
+    for key in ("warmup_ratio", "lr_scheduler_num_cycles"):
+        config.pop(key, None)
