@@ -254,6 +254,79 @@ def test_folders_that_sd_scripts_would_not_see_get_a_dataset_config(tmp_path: Pa
     ]
 
 
+def test_convolutions_have_the_scale_that_they_have_here(tmp_path: Path) -> None:
+    """rsLoRA scales by alpha / √rank: 4 / √16 = 1, which sd-scripts has as 16 / 16."""
+    adapter = {"rank": 4, "alpha": 2.0, "conv_rank": 16, "conv_alpha": 4.0}
+    base = {"model": {"base": str(tmp_path / "b.safetensors")}, "data": {"folder": "p"}}
+    plain = export_recipe({**base, "adapter": adapter})
+    assert plain.config["network_args"] == ["conv_dim=16", "conv_alpha=4.0"] and plain.config["network_alpha"] == 2.0
+    told = export_recipe({**base, "adapter": {**adapter, "rank_stabilized": True}})
+    assert told.config["network_args"] == ["conv_dim=16", "conv_alpha=16.0"] and told.config["network_alpha"] == 4.0
+    assert [line.kind for line in told.lines if line.key == "adapter.conv_alpha"] == ["converted"]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "length", "expected"),
+    [
+        (1.0, "900 steps", 900),
+        ("100 %", "900 steps", 900),
+        (1.0, "7 epochs", 0.999999),
+        (0.5, "7 epochs", 0.5),
+        ("1 step", "900 steps", 1),
+    ],
+)
+def test_a_token_warm_up_of_the_whole_run_is_not_one_step(warmup: Any, length: str, expected: float) -> None:
+    values = {"model": {"base": "b.sft"}, "data": {"folder": "p", "captions": {"token_warmup": warmup}}}
+    told = export_recipe({**values, "train": {"length": length}})
+    assert told.config["token_warmup_step"] == expected
+
+
+def masked(home: Path, *masks: str) -> Any:
+    """A recipe that trains ``3_a/1.png`` and ``3_a/2.png`` by masks in files, exported."""
+    for name in ("3_a/1.png", "3_a/2.png", *masks):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(b"")
+    return {
+        "model": {"base": str(home / "b.safetensors")},
+        "data": {"folder": str(home), "masks": {"source": "files", "normalise": "none"}},
+    }
+
+
+@pytest.mark.parametrize("place", ["3_a/masks", "masks/3_a", "masks"])
+def test_masks_are_named_where_they_are(tmp_path: Path, place: str) -> None:
+    told = export_recipe(masked(tmp_path, f"{place}/1.png", f"{place}/2.png"))
+    assert told.dataset is not None and told.config["masked_loss"] is True
+    (subset,) = told.dataset["datasets"][0]["subsets"]
+    assert subset["conditioning_data_dir"] == str(tmp_path / place)
+    assert [line.key for line in told.lines if line.kind == "lost"] == []
+
+
+@pytest.mark.parametrize(
+    ("masks", "says"),
+    [
+        (("3_a/masks/1.png",), "2 has no mask"),
+        (("3_a/1-masklabel.png", "3_a/2-masklabel.png"), "not called as their pictures"),
+        (("3_a/masks/1.png", "masks/2.png"), "several folders"),
+        (("masks/1.png", "masks/2.png", "masks/3.png"), "of other pictures"),
+    ],
+)
+def test_masks_that_sd_scripts_would_stop_at_are_told(tmp_path: Path, masks: tuple[str, ...], says: str) -> None:
+    told = export_recipe(masked(tmp_path, *masks))
+    (line,) = (line for line in told.lines if line.kind == "lost")
+    assert line.key == "data.masks.source" and says in line.note
+    assert "masked_loss" not in told.config and "conditioning_data_dir" not in str(told.dataset)
+
+
+def test_masks_in_files_leave_no_regularisation(tmp_path: Path) -> None:
+    """sd-scripts takes masks from a dataset config all folders of which have some."""
+    values = masked(tmp_path, "3_a/masks/1.png", "3_a/masks/2.png")
+    values["data"]["regularisation"] = [str(tmp_path / "class")]
+    told = export_recipe(values)
+    assert [line.key for line in told.lines if line.kind == "lost"] == ["data.regularisation"]
+    assert told.dataset is not None
+    assert all("conditioning_data_dir" in subset for subset in told.dataset["datasets"][0]["subsets"])
+
+
 def test_wrong_recipes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder"):
         export_recipe(tmp_path)
@@ -341,11 +414,14 @@ FLOW = {
         ({r"double_blocks\.3\.": 0}, "network_reg_dims=double_blocks_3_=0", False),
         ({r"denoiser\.single_blocks\.": 0}, "network_reg_dims=single_blocks_=0", False),
         ({"img_attn": 4}, "network_reg_dims=img_attn=4", True),
+        ({"img_attn": 16}, "network_reg_dims=img_attn=16", False),
         ({r"single_blocks\.\d{1,2}\.": 0}, "", True),
     ],
 )
-def test_patterns_of_flux_are_expressions(rank: dict[str, int], expected: str, lost: bool) -> None:
-    told = export_recipe({**FLOW, "adapter": {"block_rank": rank}})
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_patterns_of_flux_are_expressions(rank: dict[str, int], expected: str, lost: bool, stabilized: bool) -> None:
+    adapter = {"rank": 16, "alpha": 16.0, "rank_stabilized": stabilized, "block_rank": rank}
+    told = export_recipe({**FLOW, "adapter": adapter})
     assert told.config.get("network_args", []) == ([expected] if expected else [])
     assert [line.key for line in told.lines if line.kind == "lost"] == (["adapter.block_rank"] if lost else [])
 

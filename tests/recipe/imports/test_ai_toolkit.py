@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lorabake.base.errors import UserError
+from lorabake.recipe.prompts import Prompt, line_to_prompt
 
 JOB = """
 job: extension
@@ -147,3 +148,55 @@ def test_types_of_weights(imported: Any, given: str, expected: str | None) -> No
     assert found.values["model"].get("quantize") == expected
     told = {"model.qtype"} if "uint3" in given else {"model.accuracy_recovery_adapter"} if "|" in given else set()
     assert {line.key for line in found.of("left")} == told
+
+
+def prompts(imported: Any, prompt: str, more: str, base: str = "is_flux: true") -> Any:
+    """A job with one sample prompt and more settings of samples."""
+    head, _, _ = JOB.partition("      sample:")
+    sample = f"      sample: {{prompts: [{prompt!r}], {more}}}\n"
+    return imported(head.replace("is_flux: true", base) + sample, "job.yaml")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "more", "base", "expected", "left"),
+    [
+        ("a photo --ar 3:4", "width: 512", "is_flux: true", Prompt("a photo", width=512), {"--ar"}),
+        ("a photo", "seed: -1, walk_seed: true", "is_flux: true", Prompt("a photo"), {"seed"}),
+        ("a photo", "guidance_scale: 0.5", "is_xl: true", Prompt("a photo", cfg=1.0), set[str]()),
+        (
+            "a photo --w 768 --l 3",
+            "width: 512",
+            "is_flux: true",
+            Prompt("a photo", width=768, guidance=3.0),
+            set[str](),
+        ),
+        (
+            "a photo",
+            "width: 520, neg: 'b --x'",
+            "is_xl: true",
+            Prompt("a photo", width=512, negative="b -- x"),
+            {"width"},
+        ),
+        ("a photo", "guidance_scale: 4", "arch: sd3", Prompt("a photo", cfg=4.0), set[str]()),
+    ],
+)
+def test_sample_prompts_are_lines_that_a_recipe_reads(
+    imported: Any, prompt: str, more: str, base: str, expected: Prompt, left: set[str]
+) -> None:
+    found = prompts(imported, prompt, more, base)
+    assert [line_to_prompt(line) for line in found.values["sample"]["prompts"]] == [expected]
+    assert {line.key.partition(": ")[2] for line in found.of("left") if line.key.startswith("sample.")} == left
+
+
+def test_arguments_of_the_optimizer_are_text_in_yaml(imported: Any) -> None:
+    given = "lr: 1e-4, optimizer_params: {weight_decay: 1e-4, betas: [0.9, 0.98]}"
+    found = imported(JOB.replace("lr: 1e-4", given), "job.yaml")
+    assert found.values["optimizer"]["weight_decay"] == 1e-4 and found.values["optimizer"]["betas"] == [0.9, 0.98]
+    assert not found.of("lost")
+
+
+def test_folders_without_repeats_are_left_out(imported: Any, tmp_path: Path) -> None:
+    more = "\n        - {folder_path: more, num_repeats: 0}"
+    found = imported(JOB.replace("resolution: [512, 768]}", "resolution: [512, 768]}" + more), "job.yaml")
+    assert found.values["data"]["folder"] == str(tmp_path / "pictures") and not found.of("lost")
+    assert [line.note.partition(":")[0] for line in found.of("unused") if line.key == "datasets"] == ["more"]

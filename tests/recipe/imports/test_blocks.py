@@ -399,3 +399,18 @@ def test_kinds_and_blocks_of_sd3(imported: Any, blocks: int) -> None:
         assert told.get(layer.key, 0) == (kind if int(place[1]) in (*range(21), 23) else 0)
     whole = imported("\n".join(lines).replace("0-20,23", f"0-{blocks - 1}"))
     assert not any("joint_blocks" in pattern for pattern in settings(whole).block_rank or {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (["down_lr_weight=0,0,0,1,1,1,1,1,1"], "unused"),
+        ([f"block_dims={','.join(['8'] * 23)}", "down_lr_weight=0,0,0,1,1,1,1,1,1"], "unused"),
+        ([f"block_dims={','.join(['8'] * 23)}", "down_lr_weight=1,1,1,1,0,1,1,1,1"], "converted"),
+    ],
+)
+def test_factors_of_0_are_told_also_where_they_do_nothing(imported: Any, arguments: list[str], kind: str) -> None:
+    """The first blocks of SDXL have no attention."""
+    base = f'pretrained_model_name_or_path = "{BASES["sdxl"]}"\nnetwork_dim = 8\n'
+    found = imported(f"{LEAST}{base}network_args = {arguments}\n")
+    assert [line.kind for line in found.lines if line.key == "network_args: down_lr_weight"] == [kind]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lorabake.base.errors import UserError
+from lorabake.base.errors import Problems, UserError
 from lorabake.recipe.imports import import_config
 from lorabake.recipe.imports._files import MOST_BYTES
 
@@ -214,3 +214,84 @@ def test_odd_jobs_do_not_break_it_either(imported: Any) -> None:
             ]
         with contextlib.suppress(UserError):
             imported({"job": "extension", "config": {"name": rng.choice(odd), "process": [process]}})
+
+
+def test_sections_may_have_any_name(imported: Any) -> None:
+    """sd-scripts takes no notice of what they are called; tables of arguments stay what they are."""
+    found = imported(
+        '[general]\npretrained_model_name_or_path = "b"\nseed = 7\n[network_args]\nnetwork_dim = 8\nnetwork_alpha = 2\n'
+        'network_args = ["conv_dim=4"]\n[optimizer_args]\nlearning_rate = 3e-4\noptimizer_type = "Lion"\n'
+    )
+    assert found.values["adapter"]["rank"] == 8 and found.values["adapter"]["conv_rank"] == 4
+    assert found.values["optimizer"]["lr"] == 3e-4 and found.values["optimizer"]["name"] == "lion"
+    assert found.values["train"]["seed"] == 7 and not found.of("unknown")
+    tables = imported(KOHYA + "[network_args]\nconv_dim = 4\n[optimizer_args]\nweight_decay = 0.25\n")
+    assert tables.values["adapter"]["conv_rank"] == 4 and tables.values["optimizer"]["weight_decay"] == 0.25
+
+
+ONE_OF_OURS = "job: extension\nconfig: {name: x, process: [{type: sd_trainer, %s}]}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "keys"),
+    [
+        (
+            "a.toml",
+            KOHYA + 'network_args = ["conv_dim=8.5", "rank_dropout=x"]\nseed = "y"',
+            {"network_args: conv_dim", "network_args: rank_dropout", "seed"},
+        ),
+        ("a.toml", KOHYA + 'network_args = "conv_dim=8, conv_alpha=1"\n', {"network_args: conv_dim"}),
+        (
+            "a.toml",
+            KOHYA + 'network_args = ["loraplus_lr_ratio=x"]\nseed = "y"',
+            {"network_args: loraplus_lr_ratio", "seed"},
+        ),
+        (
+            "a.yaml",
+            ONE_OF_OURS % "datasets: [{folder_path: p, num_repeats: abc}], train: {lr: x}",
+            {"datasets.num_repeats", "train.lr"},
+        ),
+        (
+            "a.yaml",
+            ONE_OF_OURS % "datasets: [{folder_path: p, resolution: [a]}], train: {ema_config: {ema_decay: x}}",
+            {"datasets.resolution", "train.ema_config: ema_decay"},
+        ),
+        (
+            "a.yaml",
+            ONE_OF_OURS % "train: {lr_scheduler: cosine, lr_scheduler_params: {num_warmup_steps: x, eta_min: y}}",
+            {"train.lr_scheduler_params: num_warmup_steps", "train.lr_scheduler_params: eta_min"},
+        ),
+        (
+            "a.json",
+            json.dumps({**ONETRAINER, "batch_size": "x", "unet": {"learning_rate": "abc", "train": "y"}}),
+            {"batch_size", "unet: learning_rate", "unet: train"},
+        ),
+    ],
+)
+def test_every_wrong_value_is_told_with_its_key(tmp_path: Path, name: str, content: str, keys: set[str]) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(Problems) as error:
+        import_config(tmp_path / name)
+    assert {problem.where for problem in error.value.problems} == keys
+    assert str(error.value).count("Nothing was") == 1 and str(error.value).endswith("import again.")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("seed.toml", KOHYA + "seed = " + "9" * 5000),
+        ("seed.json", '{"network_module": "networks.lora", "seed": ' + "9" * 5000 + "}"),
+        ("unknown.toml", KOHYA + "foo = 0x" + "f" * 5000),
+        ("unknown.yaml", ONE_OF_OURS % ("foo: 0x" + "f" * 5000)),
+        ("seed.yaml", ONE_OF_OURS % ("train: {seed: " + "9" * 5000 + "}")),
+    ],
+)
+def test_numbers_of_thousands_of_digits_are_refused(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="Nothing was written"):
+        import_config(tmp_path / name)
+
+
+def test_they_may_also_be_in_text(imported: Any) -> None:
+    found = imported(KOHYA + f'network_args = ["foo=0x{"f" * 5000}"]')
+    assert "thousands of digits" in next(line.note for line in found.of("lost"))

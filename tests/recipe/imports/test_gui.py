@@ -168,3 +168,10 @@ def test_lists_by_block(imported: Any) -> None:
     choice = {"train_blocks": "all", "train_double_block_indices": "none", "train_single_block_indices": "all"}
     found = imported({**LEAST, **flux, **choice, "img_attn_dim": 0, "single_dim": "8"})
     assert found.values["adapter"]["block_rank"] == {"double_blocks_": 0, r"single_blocks_\d+_linear": 8}
+
+
+def test_sdxl_is_told_by_its_box(imported: Any) -> None:
+    found = imported({**LEAST, "clip_skip": 2, "sdxl": True})
+    assert "clip_skip" in {line.key for line in found.of("unused")} and not found.of("unknown")
+    sd = imported({**LEAST, "clip_skip": 2, "sdxl": False, "no_half_vae": True})
+    assert sd.values["model"]["clip_skip"] == 2

@@ -396,3 +396,20 @@ def test_values_of_no_such_kind_are_refused_all_at_once(imported: Any, given: st
 def test_values_that_a_recipe_does_not_take_are_told_and_left_out(imported: Any, given: str) -> None:
     found = imported(LEAST + given)
     assert given.split(" ")[0] in {line.key for line in found.of("lost")}
+
+
+def test_a_vae_in_float32_makes_no_sdxl(imported: Any) -> None:
+    """train_network.py has no_half_vae as well."""
+    found = imported(LEAST + "no_half_vae = true\nclip_skip = 2\n")
+    assert found.values["model"]["clip_skip"] == 2
+    xl = imported(LEAST + "sdxl = true\nclip_skip = 2\n")
+    assert "clip_skip" not in xl.values["model"] and not xl.of("unknown")
+
+
+@pytest.mark.parametrize("given", ["text_encoder_lr = 1e-4", "text_encoder_lr = [1e-4, 2e-5]"])
+def test_t5_is_never_trained(imported: Any, given: str) -> None:
+    found = imported(FLUX + f'network_args = ["train_t5xxl=True"]\n{given}\n')
+    assert setting(found, "optimizer.text_encoder_lr") == (1e-4, 0.0)
+    assert "network_args: train_t5xxl" in {line.key for line in found.of("lost")}
+    without = imported(FLUX + 'network_args = ["train_t5xxl=True"]\nnetwork_train_unet_only = true\n')
+    assert "network_args: train_t5xxl" in {line.key for line in without.of("unused")}

@@ -20,6 +20,9 @@ SD3 = FLUX.replace("lora_flux", "lora_sd3").replace('ae = "ae"', 'clip_g = "clip
     [
         (FLUX + "blocks_to_swap = 18\ngradient_checkpointing = true", 9 + 18),
         (FLUX + "blocks_to_swap = 35", 17 + 36),
+        (FLUX + "blocks_to_swap = 40", 17 + 36),
+        (SD3 + "blocks_to_swap = 40", 36),
+        (SD3.replace("flux.", "sd3_medium.") + "blocks_to_swap = 40", 22),
         (FLUX + "blocks_to_swap = 2", 1 + 2),
         (FLUX + "blocks_to_swap = 0", None),
         (FLUX + "split_mode = true", 9 + 18),
@@ -29,7 +32,10 @@ SD3 = FLUX.replace("lora_flux", "lora_sd3").replace('ae = "ae"', 'clip_g = "clip
 )
 def test_blocks_of_kohya_wait_as_many(imported: Any, given: str, count: int | None) -> None:
     """Flux: half of the number are double blocks, and for each of the others two single ones wait."""
-    train = imported(given).values["train"]
+    found = imported(given)
+    train = found.values["train"]
+    stops = any("would stop with an error" in line.note for line in found.of("converted"))
+    assert stops == ("blocks_to_swap = 40" in given)
     assert train.get("blocks_to_swap") == count
     assert train.get("gradient_checkpointing", False) is (count is not None), "blocks that wait must be recomputed"
 

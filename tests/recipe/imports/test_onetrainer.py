@@ -225,3 +225,10 @@ def test_the_table_of_the_model_that_is_trained_counts(imported: Any) -> None:
     tables = {"unet": {"learning_rate": 1e-5}, "transformer": {"learning_rate": 2e-4}, "prior": {"learning_rate": 1e-3}}
     assert imported({**LEAST, **tables}).values["optimizer"]["lr"] == 1e-5
     assert imported({**LEAST, **tables, "model_type": "FLUX_DEV_1"}).values["optimizer"]["lr"] == 2e-4
+
+
+def test_a_concept_file_without_a_list_is_told(imported: Any, tmp_path: Path) -> None:
+    (tmp_path / "concepts.json").write_text(json.dumps({"concepts": [{"path": "pictures"}]}))
+    config = {key: value for key, value in LEAST.items() if key != "concepts"}
+    found = imported({**config, "concept_file_name": "concepts.json"})
+    assert any("concepts.json: it holds no list" in warning for warning in found.warnings)

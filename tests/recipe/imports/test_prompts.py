@@ -113,3 +113,22 @@ def test_a_file_that_is_not_here_keeps_its_place(imported: Any, tmp_path: Path) 
     found = imported(LEAST + 'sample_prompts = "gone.toml"')
     assert found.values["sample"] == {"prompts_file": str(tmp_path / "gone.toml")}
     assert any("gone.toml does not exist" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "height"),
+    [(LEAST, 512, 64), (FLUX, 512, 64), (LEAST.replace("base.", "sdxl."), 512, 64)],
+)
+def test_sides_are_rounded_as_pictures_are_drawn(imported: Any, config: str, width: int, height: int) -> None:
+    found = imported(config + 'sample_prompts = "a girl --w 513 --h 50"')
+    assert drawn(found) == [Prompt("a girl", width=width, height=height)] and left(found) == {"width", "height"}
+
+
+@pytest.mark.parametrize(
+    ("config", "side"),
+    [(LEAST, 512), (FLUX, 560), (LEAST.replace("base.", "sdxl."), 544), (LEAST + "clip_g = 'g'\n", 560)],
+)
+def test_sides_are_multiples_of_what_the_family_draws(imported: Any, tmp_path: Path, config: str, side: int) -> None:
+    (tmp_path / "prompts.txt").write_text("a girl --w 568 --h 1024\n")
+    found = imported(config + 'sample_prompts = "prompts.txt"')
+    assert drawn(found) == [Prompt("a girl", width=side, height=1024)] and left(found) == {"width"}

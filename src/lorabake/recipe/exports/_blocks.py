@@ -194,7 +194,7 @@ def _expressions(
             f"network_reg_dims={','.join(f'{keys[pattern]}={rank}' for pattern, rank in adapter.table.items())}"
         )
         writing.say("converted", _RANKS, "network_args", "network_reg_dims", "expressions of the layers' keys")
-        if not adapter.stabilized and any(rank not in (0, adapter.rank) for rank in adapter.table.values()):
+        if any(rank not in (0, adapter.rank) for rank in adapter.table.values()):
             writing.lost(
                 _RANKS,
                 "sd-scripts scales layers of other ranks by network_alpha / rank of each; here all are scaled alike.",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lorabake.dataset.buckets import BucketConfig
 from lorabake.dataset.scan import MASK_FOLDER, PICTURE_EXTENSIONS
+from lorabake.recipe.exports._masks import mask_folders
 from lorabake.recipe.exports._writing import Writing
 from lorabake.recipe.imports._kohya_rows import SUBSET
 
 _COLOURS = ("brightness", "contrast", "saturation", "hue")
+_NEARLY_ALL = 0.999999
+"""The share of a run for all of it."""
 
 
 def data(writing: Writing, raw: Mapping[str, Any], family: str) -> dict[str, Any] | None:
@@ -26,17 +28,20 @@ def data(writing: Writing, raw: Mapping[str, Any], family: str) -> dict[str, Any
     _captions(writing)
     resolutions = _buckets(writing, raw)
     _augment(writing)
-    files = _masks(writing)
     folders = _listed(writing.get("data.folder"))
+    masks = _masks(writing, folders)
     repeats = _listed(writing.get("data.repeats"))
     repeats = repeats * len(folders) if len(repeats) == 1 else repeats
     regularisation = _listed(writing.get("data.regularisation"))
+    if masks and regularisation:
+        writing.lost("data.regularisation", "sd-scripts takes no regularisation pictures where masks are files.")
+        regularisation = []
     if (
         len(folders) == 1
         and not repeats
         and len(regularisation) < 2
         and not resolutions
-        and not files
+        and not masks
         and _is_numbered(folders[0])
     ):
         writing.config |= writing.general
@@ -46,7 +51,7 @@ def data(writing: Writing, raw: Mapping[str, Any], family: str) -> dict[str, Any
         if writing.get("data.class_tokens"):
             writing.left("data.class_tokens", "every folder has its words in its name.")
         return None
-    return _dataset(writing, folders, repeats, regularisation, resolutions, files)
+    return _dataset(writing, folders, repeats, regularisation, resolutions, masks)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -82,12 +87,15 @@ def _dataset(
     repeats: list[int],
     regularisation: list[str],
     resolutions: list[int],
-    files: bool,
+    masks: Mapping[Path, Path],
 ) -> dict[str, Any]:
     subsets: list[dict[str, Any]] = []
     for index, folder in enumerate(folders):
         named = _number(Path(folder).name) if len(folders) > 1 and not repeats else None
-        subsets += _subsets(folder, repeats[index] if repeats else named or 1, files)
+        subsets += _subsets(folder, repeats[index] if repeats else named or 1)
+    for subset in subsets if masks else ():
+        pictures = Path(subset["image_dir"])
+        subset["conditioning_data_dir"] = str(masks.get(pictures, pictures / MASK_FOLDER))
     words = writing.get("data.class_tokens")
     if words:
         writing.say("same", "data.class_tokens", "class_tokens", words)
@@ -96,7 +104,7 @@ def _dataset(
             subset["class_tokens"] = words
     writing.say("converted", "data.folder", "image_dir", [subset["image_dir"] for subset in subsets], "in dataset.toml")
     for folder in regularisation:
-        subsets += [{**subset, "is_reg": True} for subset in _subsets(folder, 1, False)]
+        subsets += [{**subset, "is_reg": True} for subset in _subsets(folder, 1)]
     if regularisation:
         writing.say("converted", "data.regularisation", "is_reg", True, "in dataset.toml")
     own = {"batch_size": writing.config.pop("train_batch_size", 1)}
@@ -117,13 +125,12 @@ def _dataset(
     return {"general": dict(writing.general), "datasets": datasets}
 
 
-def _subsets(folder: str, repeats: int, files: bool) -> list[dict[str, Any]]:
+def _subsets(folder: str, repeats: int) -> list[dict[str, Any]]:
     """A folder as sd-scripts needs it: each folder inside it by itself."""
     path = Path(folder)
-    masks = {"conditioning_data_dir": os.path.join(folder, MASK_FOLDER)} if files else {}
     if not path.is_dir():
-        return [{"image_dir": folder, "num_repeats": repeats, **masks}]
-    found = [{"image_dir": folder, "num_repeats": repeats, **masks}] if _pictures(path) else []
+        return [{"image_dir": folder, "num_repeats": repeats}]
+    found = [{"image_dir": folder, "num_repeats": repeats}] if _pictures(path) else []
     for inner in _inner(path):
         words = inner.name.partition("_")[2] if _number(inner.name) is not None else ""
         found.append(
@@ -131,10 +138,9 @@ def _subsets(folder: str, repeats: int, files: bool) -> list[dict[str, Any]]:
                 "image_dir": str(inner),
                 "num_repeats": repeats * (_number(inner.name) or 1),
                 **({"class_tokens": words} if words else {}),
-                **masks,
             }
         )
-    return found or [{"image_dir": folder, "num_repeats": repeats, **masks}]
+    return found or [{"image_dir": folder, "num_repeats": repeats}]
 
 
 def _captions(writing: Writing) -> None:
@@ -151,10 +157,20 @@ def _captions(writing: Writing) -> None:
     elif isinstance(warmup, str):
         writing.lost("data.captions.token_warmup", "sd-scripts takes steps or a share of the run: give it as such.")
     elif warmup is not None:
-        writing.put("token_warmup_step", warmup, "data.captions.token_warmup", general=True)
+        share, note = _share(writing, warmup)
+        writing.put("token_warmup_step", share, "data.captions.token_warmup", note, general=True)
     fewest = writing.get("data.captions.token_warmup_min")
     if warmup is not None and fewest != 1:
         writing.put("token_warmup_min", fewest, "data.captions.token_warmup_min", general=True)
+
+
+def _share(writing: Writing, share: float) -> tuple[float, str]:
+    """A share of the run as sd-scripts reads it, and what is to be said: from 1 up it takes a number for steps."""
+    if share < 1:
+        return share, ""
+    if steps := writing.config.get("max_train_steps"):
+        return steps, "the whole run, in steps"
+    return _NEARLY_ALL, "sd-scripts takes 1 for one step: this is nearly the whole run"
 
 
 def _buckets(writing: Writing, raw: Mapping[str, Any]) -> list[int]:
@@ -211,11 +227,11 @@ def _augment(writing: Writing) -> None:
             writing.lost(f"data.augment.{name}", "sd-scripts has one mixture of colours, color_aug.")
 
 
-def _masks(writing: Writing) -> bool:
-    """Whether masks lie in folders that have to be named."""
+def _masks(writing: Writing, folders: list[str]) -> dict[Path, Path]:
+    """Folders of masks by folder of pictures, where masks are files that sd-scripts can be told of."""
     source = writing.get("data.masks.source")
     if source == "none":
-        return False
+        return {}
     if writing.get("data.masks.normalise") != "none":
         writing.lost(
             "data.masks.normalise",
@@ -226,6 +242,11 @@ def _masks(writing: Writing) -> bool:
             writing.lost(f"data.masks.{name}")
     if source == "alpha":
         writing.put("alpha_mask", True, "data.masks.source", general=True)
-        return False
-    writing.put("masked_loss", True, "data.masks.source", "masks from the folder masks")
-    return True
+        return {}
+    found = mask_folders(folders)
+    if isinstance(found, str):
+        what = "for each folder of pictures sd-scripts takes one folder with a mask for every picture, and no other"
+        writing.lost("data.masks.source", f"{what}. {found}")
+        return {}
+    writing.put("masked_loss", True, "data.masks.source", "masks from the folders that hold them")
+    return found

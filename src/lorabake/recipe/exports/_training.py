@@ -103,9 +103,7 @@ def _network(writing: Writing, family: str) -> list[str]:
         writing.put("network_dropout", dropout, "adapter.dropout")
     arguments: list[str] = []
     if conv := writing.get("adapter.conv_rank"):
-        scale = writing.get("adapter.conv_alpha")
-        arguments += [f"conv_dim={conv}", f"conv_alpha={float(conv) if scale is None else scale!r}"]
-        writing.say("same", "adapter.conv_rank", "network_args")
+        arguments += _convolutions(writing, conv)
     for name in ("rank_dropout", "module_dropout"):
         if value := writing.get(f"adapter.{name}"):
             arguments.append(f"{name}={value!r}")
@@ -116,6 +114,18 @@ def _network(writing: Writing, family: str) -> list[str]:
     if start := writing.get("adapter.start_from"):
         writing.put("network_weights", start, "adapter.start_from")
     return arguments
+
+
+def _convolutions(writing: Writing, rank: int) -> list[str]:
+    """Network arguments for the rank of convolutions, and for the alpha that gives them the scale that they have here."""
+    given = writing.get("adapter.conv_alpha")
+    alpha = usual = float(rank) if given is None else given
+    if writing.get("adapter.rank_stabilized"):
+        alpha = usual * math.sqrt(rank)
+        note = f"{usual:g} × √{rank}: scaled by alpha / √rank"
+        writing.say("converted", "adapter.conv_alpha", "network_args", f"conv_alpha={alpha!r}", note)
+    writing.say("same", "adapter.conv_rank", "network_args")
+    return [f"conv_dim={rank}", f"conv_alpha={alpha!r}"]
 
 
 def _rates(writing: Writing, flow: bool) -> tuple[float, bool]:

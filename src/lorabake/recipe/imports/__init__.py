@@ -1,4 +1,4 @@
-"""Configs of other trainers as recipes: kohya's sd-scripts and its GUI, ai-toolkit, OneTrainer. Which one wrote a file is told by its content."""
+"""Configs of other trainers as recipes: kohya's sd-scripts and two GUIs of it, ai-toolkit, OneTrainer. Which one wrote a file is told by its content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from lorabake.base.errors import Problem, Problems, UserError
 from lorabake.base.places import expanded
-from lorabake.recipe.imports import _checks, _values, ai_toolkit, kohya, kohya_data, kohya_gui, onetrainer
+from lorabake.recipe.imports import _checks, _values, ai_toolkit, easy_scripts, kohya, kohya_data, kohya_gui, onetrainer
 from lorabake.recipe.imports._files import read_config
 from lorabake.recipe.imports._kohya_rows import IDLE_KEYS, LEFT, LOST, TRAINING
 from lorabake.recipe.imports._paths import beside
@@ -21,7 +21,10 @@ from lorabake.recipe.sections import PARTS, SECTIONS
 
 __all__ = ["Imported", "Line", "import_config"]
 
-_KOHYA_KEYS = kohya.HANDLED | {row.key for row in TRAINING} | IDLE_KEYS | LEFT.keys() | LOST.keys() | kohya_data.KEYS
+_SETTINGS = kohya.HANDLED | {row.key for row in TRAINING} | LEFT.keys() | LOST.keys()
+_KOHYA_KEYS = _SETTINGS | IDLE_KEYS | kohya_data.KEYS
+_ARGUMENTS = ("network_args", "optimizer_args", "lr_scheduler_args")
+"""Keys that are tables themselves, unless they are sections of settings that happen to be called so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ sample_definition_file_name loss_weight_fn output_model_format
 _CALLED = {
     "gui": "a config of the kohya_ss GUI",
     "onetrainer": "a config of OneTrainer",
+    "easy": "a config of LoRA_Easy_Training_Scripts",
     "ai-toolkit": "a job of ai-toolkit",
     "kohya-dataset": "a dataset config of kohya's sd-scripts",
     "kohya": "a training config of kohya's sd-scripts",
@@ -80,17 +84,7 @@ def import_config(path: str | os.PathLike[str], dataset: str | os.PathLike[str] 
     pictures = _dataset(source, given, trainer, dataset)
     reading = Reading(given)
     if trainer == "kohya-dataset":
-        kohya.read(
-            Reading(
-                {},
-                values=reading.values,
-                lines=reading.lines,
-                problems=reading.problems,
-                warnings=reading.warnings,
-                asides=reading.asides,
-            ),
-            given,
-        )
+        _read(source, "kohya", reading.part({}, ""), given)
         reading.warnings.insert(
             0,
             "A dataset config says nothing of the training: those are sd-scripts' defaults. Give the training config, and this one as --dataset.",
@@ -98,9 +92,7 @@ def import_config(path: str | os.PathLike[str], dataset: str | os.PathLike[str] 
     else:
         _read(source, trainer, reading, pictures)
     if reading.problems:
-        raise Problems(
-            str(source), _once(reading.problems), "Nothing was written: put the values right, and import again."
-        )
+        raise Problems(str(source), _once(reading.problems), "Put the values right, and import again.")
     reading = _checks.fit(reading)
     found = Imported(
         source.name,
@@ -114,13 +106,13 @@ def import_config(path: str | os.PathLike[str], dataset: str | os.PathLike[str] 
 
 
 def _read(source: Path, trainer: str, reading: Reading, pictures: Mapping[str, Any] | None) -> None:
-    """Values deep inside tables that are not of their kind are told without their key: no config that works has any."""
+    """What no reader expects is a problem beside those that were found before it."""
     try:
         _READERS[trainer](reading, pictures)
+    except UserError:
+        raise
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{source}: a value in it {error}. Nothing was written.") from None
+        reading.problems.append(Problem(source.name, f"a value in it cannot be read: {error}."))
 
 
 def _untold(reading: Reading) -> tuple[str, ...]:
@@ -151,6 +143,11 @@ def _detect(path: Path, given: dict[str, Any]) -> str:
     """
     if _is_recipe(given):  # some of whose settings are called as other trainers' are
         raise UserError(f"{path} is a recipe already. Train it with `lorabake train`. Nothing was written.")
+    if easy_scripts.is_one(given):
+        pages = easy_scripts.as_sd_scripts(given)
+        given.clear()
+        given.update(pages)
+        return "easy"
     found = [trainer.name for trainer in _TRAINERS if len(trainer.signs & given.keys()) >= trainer.enough]
     if "ai-toolkit" in found and not isinstance(given["config"], Mapping):
         found.remove("ai-toolkit")
@@ -197,14 +194,20 @@ def _what_else(given: Mapping[str, Any]) -> str:
         return "looks like a config of SimpleTuner, which is not read."
     if isinstance(given.get("model"), Mapping) and isinstance(given.get("adapter"), Mapping):
         return "looks like a config of diffusion-pipe, which is not read."
-    return "is no config of a trainer that is known here: kohya's sd-scripts (training or dataset), the kohya_ss GUI, ai-toolkit and OneTrainer are."
+    return (
+        "is no config of a trainer that is known here: kohya's sd-scripts (training or dataset), the kohya_ss GUI, "
+        "LoRA_Easy_Training_Scripts, ai-toolkit and OneTrainer are."
+    )
 
 
 def _flattened(given: Mapping[str, Any]) -> dict[str, Any]:
-    """sd-scripts takes sections apart: what they are called means nothing."""
+    """sd-scripts takes sections apart: what they are called means nothing. What goes with datasets, and tables of arguments, stay together."""
     flat: dict[str, Any] = {}
     for key, value in given.items():
-        if isinstance(value, Mapping) and key not in ("general", "network_args", "optimizer_args", "lr_scheduler_args"):
+        apart = (key == "general" and isinstance(given.get("datasets"), list)) or (
+            key in _ARGUMENTS and isinstance(value, Mapping) and not value.keys() & _SETTINGS
+        )
+        if isinstance(value, Mapping) and not apart:
             flat.update(value)
         else:
             flat[key] = value
@@ -227,7 +230,7 @@ def _dataset(
                 f"{path} is no dataset config of sd-scripts: it has no [[datasets]] with [[datasets.subsets]]. Nothing was written."
             )
         return found
-    if trainer == "kohya" and isinstance(given.get("datasets"), list):
+    if trainer in ("kohya", "easy") and isinstance(given.get("datasets"), list):
         return {key: given.pop(key) for key in ("general", "datasets") if key in given}
     named = given.get("dataset_config")
     if trainer in ("kohya", "gui") and isinstance(named, str) and named.strip() and (path := beside(source, named)):
@@ -238,6 +241,7 @@ def _dataset(
 _READERS: dict[str, Callable[[Reading, Mapping[str, Any] | None], None]] = {
     "kohya": kohya.read,
     "gui": kohya_gui.read,
+    "easy": easy_scripts.read,
     "ai-toolkit": lambda reading, _: ai_toolkit.read(reading),
     "onetrainer": lambda reading, _: onetrainer.read(reading),
 }

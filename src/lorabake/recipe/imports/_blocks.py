@@ -72,10 +72,17 @@ def weights(reading: Reading, arguments: dict[str, Any], family: str, rank: int,
     trained = _ranks(reading, unet, lists, factors, _usual(reading, unet, lists, rank, alpha), told)
     table = {pattern: factor for pattern, factor in zip(trained, factors, strict=True) if pattern and factor != 1}
     told = f"network_args: {', '.join(read)}"
+    convolutions = reading.get("adapter.conv_rank") is not None
     if table:
         reading.put("optimizer.block_lr", table, told, f"{unet.title}'s blocks as patterns of layer names")
     elif read and 0 not in factors:
         reading.say("same", told, "optimizer.block_lr", None, "all blocks have the usual rate")
+    elif read and not any(
+        pattern and factor == 0 for pattern, factor in zip(unet.patterns(convolutions), factors, strict=True)
+    ):
+        reading.unused(told, "those blocks have no layers that are trained.")
+    elif read and lists:
+        reading.say("converted", told, "adapter.block_rank", None, "a rate of 0 leaves a block out")
 
 
 def _why_idle(reading: Reading, given: Mapping[str, Any], family: str, module: str) -> str:

@@ -18,6 +18,8 @@ MOST_BYTES = 2_000_000
 """No config is larger. A metadata file of a dataset may be, and is none."""
 _MOST_NODES = 100_000
 _DEEPEST = 30
+_MOST_BITS = 1000
+"""Of a whole number. Settings have 64 at most, and Python writes out none of many thousands."""
 
 
 def read_config(path: Path) -> Any:
@@ -87,7 +89,7 @@ def _toml_or_yaml(path: Path, text: str) -> Any:
     if path.suffix.lower() not in (".yaml", ".yml"):
         try:
             return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
             if path.suffix.lower() == ".toml":
                 raise UserError(f"{path} is not valid TOML: {error}. Nothing was written.") from None
     return _yaml(path, text)
@@ -117,6 +119,8 @@ def _measure(path: Path, data: Any) -> None:
         if count > _MOST_NODES or depth > _DEEPEST:
             what = "too deeply nested" if depth > _DEEPEST else "too large"
             raise UserError(f"{path} is {what} for a config. Nothing was written.")
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise UserError(f"{path} holds a number of hundreds of digits, which is no setting. Nothing was written.")
         if isinstance(value, dict):
             todo += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list):

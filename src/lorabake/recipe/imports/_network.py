@@ -58,12 +58,12 @@ def network(reading: Reading, family: str) -> dict[str, Any]:
     _convolutions(reading, module, arguments, dim or 4, 1.0 if alpha is None else alpha)
     for name in ("rank_dropout", "module_dropout"):
         value = arguments.pop(name, None)
-        if not _values.is_nothing(value):
-            reading.put(f"adapter.{name}", float(str(value)), f"network_args: {name}")
+        key = f"network_args: {name}"
+        if (share := reading.read(key, value, _values.number)) is not None:
+            reading.put(f"adapter.{name}", share, key)
     if arguments.get("rs_lora") is True and algorithm in ("lora", "locon"):
         reading.put("adapter.rank_stabilized", arguments.pop("rs_lora"), "network_args: rs_lora")
     rates = {name: arguments.pop(name) for name in list(arguments) if name.startswith("loraplus_")}
-    rates["train_t5xxl"] = arguments.get("train_t5xxl") is True
     _blocks.weights(reading, arguments, family, dim or 4, 1.0 if alpha is None else alpha)
     rates |= _transformer_blocks.ranks(reading, arguments, family, dim or 4)
     _others(reading, arguments)
@@ -102,7 +102,8 @@ def _alpha(reading: Reading, setting: str, key: str, alpha: float | None, rank: 
 
 def _convolutions(reading: Reading, module: str, arguments: dict[str, Any], dim: int, alpha: float) -> None:
     """kohya's LoRA leaves convolutions alone unless conv_dim is given; LyCORIS trains them with the linear layers' rank."""
-    given, scale = arguments.pop("conv_dim", None), arguments.pop("conv_alpha", None)
+    given = reading.read("network_args: conv_dim", arguments.pop("conv_dim", None), _values.whole)
+    scale = reading.read("network_args: conv_alpha", arguments.pop("conv_alpha", None), _values.number)
     preset = str(arguments.pop("preset", "full") or "full")
     if module in _LYCORIS:
         if preset not in _LYCORIS_WHOLE:
@@ -114,20 +115,11 @@ def _convolutions(reading: Reading, module: str, arguments: dict[str, Any], dim:
                 return
         rank, its = given or dim, scale or alpha
         note = "" if given else "LyCORIS takes network_dim for convolutions"
-        reading.put(
-            "adapter.conv_rank",
-            int(float(str(rank))),
-            "network_args: conv_dim",
-            note,
-            kind=None if given else "default",
-        )
-        reading.put(
-            "adapter.conv_alpha", float(str(its)), "network_args: conv_alpha", kind=None if scale else "default"
-        )
-    elif not _values.is_nothing(given) and _values.number(given) > 0:
-        rank = _values.whole(given)
-        reading.put("adapter.conv_rank", rank, "network_args: conv_dim")
-        its = 1.0 if _values.is_nothing(scale) else _values.number(scale)
+        reading.put("adapter.conv_rank", rank, "network_args: conv_dim", note, kind=None if given else "default")
+        reading.put("adapter.conv_alpha", its, "network_args: conv_alpha", kind=None if scale else "default")
+    elif given is not None and given > 0:
+        reading.put("adapter.conv_rank", given, "network_args: conv_dim")
+        its = 1.0 if scale is None else scale
         if its:
             reading.put("adapter.conv_alpha", its, "network_args: conv_alpha", kind=None if scale else "default")
 
@@ -136,8 +128,11 @@ def _others(reading: Reading, arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if _values.is_nothing(value) or value in _HARMLESS.get(name, ()):
             continue
+        if name == "train_t5xxl" and reading.flag("network_train_unet_only"):
+            reading.unused("network_args: train_t5xxl", "network_train_unet_only.")
+            continue
         if name == "train_t5xxl":
-            reading.say("same", "network_args: train_t5xxl", "optimizer.text_encoder_lr", None, "see there")
+            reading.lost("network_args: train_t5xxl", "T5 is never trained here: its rate in the recipe is 0.")
             continue
         reading.lost(
             f"network_args: {name}",

@@ -81,7 +81,7 @@ def arguments_of(value: Any) -> dict[str, Any]:
         ValueError: a piece is no ``name=value``.
     """
     if isinstance(value, Mapping):
-        return {str(name): item for name, item in value.items()}
+        return {str(name): _values.plain(item) for name, item in value.items()}
     pieces = [str(piece) for piece in value] if isinstance(value, list | tuple) else _pieces(str(value))
     found: dict[str, Any] = {}
     for piece in pieces:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from lorabake.base.places import expanded
 from lorabake.recipe.imports._reading import Reading
@@ -50,8 +50,9 @@ def is_hub_name(text: str, folder: str | os.PathLike[str] = "") -> bool:
 
 
 def beside(config: Path, text: str) -> Path | None:
-    """A file that a config names: from the current folder, else from the config's own or the one above it."""
+    """A file that a config names: from the current folder, else from the config's own or the one above it; of a path of Windows its name alone."""
+    name = PureWindowsPath(text).name if is_foreign(text) else text
     for folder in (Path(), config.parent, config.parent.parent):
-        if os.path.isfile(folder / text):
-            return folder / text
+        if os.path.isfile(folder / name):
+            return folder / name
     return None

@@ -36,20 +36,26 @@ _ELSEWHERE = {
     "image": "pictures are drawn from noise alone.",
     "additional_network_multiplier": "the LoRA is drawn with at full strength.",
 }
+_SIDES = ("width", "height")
+_STEPS = {"sd": 64, "sdxl": 32, "sd3": 16, "flux": 16}
+"""Pixels that sides are multiples of, by family; of one that is not known, what all can draw."""
+_SHORTEST = 64
+"""Pixels. sd-scripts draws no shorter side."""
 _IDLE = ("prompt", "enum", "subset")
 
 
 @dataclass(slots=True)
-class _Lines:
+class Lines:
     """Prompts on their way, and what of them was left out."""
 
     family: str
+    trainer: str = "sd-scripts"
     left: dict[str, str] = field(default_factory=dict)
     """Reasons by option."""
 
     def line(self, entry: Any) -> str:
         """A prompt of theirs, a line or a table, as a line."""
-        given = _table(entry) if isinstance(entry, str) else entry
+        given = table_of(entry) if isinstance(entry, str) else entry
         if not isinstance(given, Mapping):
             self.left["entry"] = f"{_values.shown(entry)} is neither a line nor a table with a prompt."
             return ""
@@ -62,20 +68,28 @@ class _Lines:
     def _option(self, key: str, value: Any) -> str:
         """An option with its value; "" where it is left out."""
         if key not in _OPTIONS:
-            self.left[key] = _ELSEWHERE.get(key, "sd-scripts takes no notice of it.")
+            self.left[key] = _ELSEWHERE.get(key, f"{self.trainer} takes no notice of it.")
             return ""
         if key == "sample_sampler" and self.family in _FLOWS:
-            self.left[key] = f"sd-scripts does not look at it for {self.family}."
+            self.left[key] = f"{self.trainer} does not look at it for {self.family}."
             return ""
         if key == "guidance_scale" and self.family != "flux":
             self.left[key] = "the model is told no guidance; scale is that of negative prompts."
             return ""
         flag, read = _OPTIONS[key]
         try:
-            return f"{flag} {read(value)}"
+            return f"{flag} {self._side(key, value) if key in _SIDES else read(value)}"
         except ValueError as error:
             self.left[key] = f"{_values.shown(value)} {error}."
             return ""
+
+    def _side(self, key: str, value: Any) -> int:
+        """A side that the family's models can draw: rounded down, as sd-scripts does, but to their own step."""
+        given, step = _count(value), _STEPS.get(self.family, _STEPS["sd"])
+        side = max(_SHORTEST, given // step * step)
+        if side != given:
+            self.left[key] = f"{given} is drawn as {side}: sides are multiples of {step}, and at least {_SHORTEST}."
+        return side
 
 
 def prompts(reading: Reading, family: str) -> None:
@@ -88,7 +102,7 @@ def prompts(reading: Reading, family: str) -> None:
     given = reading.text(KEY)
     if given is None:
         return
-    lines = _Lines(family)
+    lines = Lines(family)
     if not given.lower().endswith(_FILES):
         found = [line.strip() for line in given.splitlines() if line.strip() and not line.startswith("#")]
         _put(reading, [lines.line(entry) for entry in found], lines, "one a line")
@@ -111,7 +125,7 @@ def prompts(reading: Reading, family: str) -> None:
         _put(reading, found, lines, "the file's prompts, each with its values")
 
 
-def _put(reading: Reading, found: list[str], lines: _Lines, note: str) -> None:
+def _put(reading: Reading, found: list[str], lines: Lines, note: str) -> None:
     reading.put("sample.prompts", [line for line in found if line], KEY, note)
     for option, why in lines.left.items():
         reading.left(f"{KEY}: {option}", why)
@@ -138,8 +152,8 @@ def _entries(path: Path) -> list[Any]:
     return [{**shared, **subset} for subset in subsets]
 
 
-def _table(line: str) -> dict[str, Any]:
-    """A line as the table that sd-scripts makes of it: of an option that is given twice the last counts."""
+def table_of(line: str) -> dict[str, Any]:
+    """A line as the table that sd-scripts and ai-toolkit make of it: of an option that is given twice the last counts."""
     text, *options = line.split(" --")
     found: dict[str, Any] = {"prompt": text}
     for option in options:
@@ -164,23 +178,14 @@ def _harmless(text: Any) -> str:
     return re.sub(r"(^|\s)--(?=\S)", r"\1-- ", line)
 
 
-def _side(value: Any) -> int:
-    return max(64, _count(value))
-
-
 def _count(value: Any) -> int:
     """A whole number that is not below 0; of a line's, as far as its digits go."""
     digits = re.match(r"\d+", value) if isinstance(value, str) else None
     found = int(digits[0]) if digits else _values.whole(value)
     if found < 0:
         raise ValueError("is below 0")
-    return found
-
-
-def _seed(value: Any) -> int:
-    found = _count(value)
     if found > LARGEST_SEED:
-        raise ValueError("is too large for a seed")
+        raise ValueError("is too large")
     return found
 
 
@@ -210,9 +215,9 @@ def _sampler(value: Any) -> str:
 
 _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "negative_prompt": ("n", _harmless),
-    "width": ("w", _side),
-    "height": ("h", _side),
-    "seed": ("d", _seed),
+    "width": ("w", _count),
+    "height": ("h", _count),
+    "seed": ("d", _count),
     "sample_steps": ("s", _steps),
     "scale": ("l", _scale),
     "guidance_scale": ("g", _strength),

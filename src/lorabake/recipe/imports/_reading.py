@@ -76,12 +76,16 @@ class Reading:
     def take(self, key: str, kind: Callable[[Any], T]) -> T | None:
         """The value of a key, which then counts as accounted for; None if it is absent, says nothing or cannot be read."""
         self.seen.add(key)
-        if not self.has(key):
+        return self.read(key, self.given.get(key), kind)
+
+    def read(self, key: str, value: Any, kind: Callable[[Any], T]) -> T | None:
+        """A value, also from deep inside a table, that is told under ``key``; None if it says nothing or cannot be read."""
+        if _values.is_nothing(value):
             return None
         try:
-            return kind(self.given[key])
+            return kind(value)
         except ValueError as error:
-            self.problems.append(Problem(self.called(key), f"{_values.shown(self.given[key])} {error}."))
+            self.problems.append(Problem(self.called(key), f"{_values.shown(value)} {error}."))
             return None
 
     def number(self, key: str) -> float | None:

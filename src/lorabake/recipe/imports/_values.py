@@ -79,9 +79,17 @@ def shown(value: Any) -> str:
     elif isinstance(value, bool):
         told = str(value).lower()
     else:
-        told = str(value) if value != "" else '""'
+        told = _as_text(value) if value != "" else '""'
     told = " ".join("".join(character if character.isprintable() else " " for character in told).split())
     return told if len(told) <= 60 else told[:57] + "..."
+
+
+def _as_text(value: Any) -> str:
+    """Python writes out no number of thousands of digits."""
+    try:
+        return str(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def tables(value: Any) -> list[Mapping[str, Any]]:

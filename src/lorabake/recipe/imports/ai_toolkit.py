@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from lorabake.base.cards import cards
 from lorabake.base.errors import UserError
-from lorabake.recipe.imports import _values, ai_toolkit_data, ai_toolkit_run
+from lorabake.recipe.imports import _prompts, _values, ai_toolkit_data, ai_toolkit_run
 from lorabake.recipe.imports._ai_toolkit_keys import SWALLOWED
 from lorabake.recipe.imports._paths import located
 from lorabake.recipe.imports._reading import Reading
@@ -50,6 +50,7 @@ def read(reading: Reading) -> None:
         name.put("output.name", called, "name")
     model = reading.part(process.table("model"), "model.")
     flow, unknown = _model(model)
+    family = _family(model, flow)
     trigger = _trigger(process)
     train = reading.part(process.table("train"), "train.")
     _network(reading.part(process.table("network"), "network."), process, flow)
@@ -57,7 +58,7 @@ def read(reading: Reading) -> None:
     steps = ai_toolkit_run.train(train, flow)
     ai_toolkit_run.objective(train, flow)
     _saving(reading.part(process.table("save"), "save."), steps)
-    _samples(reading.part(process.table("sample"), "sample."), trigger, steps, train)
+    _samples(reading.part(process.table("sample"), "sample."), trigger, steps, train, family)
     for key in ("logging", "training_folder", "device", "performance_log_every", "sqlite_db_path", "type"):
         if key in process.given and key not in ("type",):
             process.asides.append(key)
@@ -249,21 +250,14 @@ def _saving(save: Reading, micro: int) -> None:
     save.rest(["push_to_hub", "hf_repo_id", "hf_private", "save_format"], (), SWALLOWED)
 
 
-def _samples(sample: Reading, trigger: str | None, micro: int, train: Reading) -> None:
+def _samples(sample: Reading, trigger: str | None, micro: int, train: Reading, family: str) -> None:
     prompts = sample.given.get("prompts") or [
         item.get("prompt") for item in _values.tables(sample.given.get("samples"))
     ]
     texts = [str(prompt) for prompt in prompts if not _values.is_nothing(prompt)] if isinstance(prompts, list) else []
     sample.seen |= {"prompts", "samples"}
     if texts and not train.flag("disable_sampling"):
-        seed, walk = sample.whole("seed"), sample.flag("walk_seed")
-        lines = [
-            _line(sample, prompt, trigger, None if seed is None else seed + index * walk)
-            for index, prompt in enumerate(texts)
-        ]
-        sample.put(
-            "sample.prompts", lines, "prompts", "as prompt lines: negative, size, seed, steps and guidance with them"
-        )
+        _lines(sample, [text.replace("[trigger]", trigger or "") for text in texts], family)
         every = max(1, (sample.whole("sample_every") or 100) // micro)
         sample.put(
             "sample.every",
@@ -281,19 +275,38 @@ prompt_2 neg_2 samples
 ), (), SWALLOWED)  # fmt: skip
 
 
-def _line(sample: Reading, prompt: str, trigger: str | None, seed: int | None) -> str:
-    told = " ".join(prompt.replace("[trigger]", trigger or "").split())
-    negative = " ".join(str(sample.given.get("neg") or "").split())
-    flow = sample.get("objective.name") == "flow"
-    flags = [
-        ("n", negative or None),
-        ("w", sample.whole("width")),
-        ("h", sample.whole("height")),
-        ("d", seed),
-        ("s", sample.whole("sample_steps")),
-    ]
-    guidance = sample.number("guidance_scale")
-    flags.append(("g" if flow else "l", None if guidance is None else f"{guidance:g}"))
-    return told + "".join(
-        f" --{name} {value}" for name, value in flags if value is not None and f" --{name} " not in told
-    )
+def _lines(sample: Reading, texts: list[str], family: str) -> None:
+    """Prompts as lines with what they share; an option in a prompt itself goes first."""
+    seed, walks = sample.whole("seed"), sample.flag("walk_seed")
+    guidance = "guidance_scale" if family == "flux" else "scale"
+    shared = {
+        "negative_prompt": sample.given.get("neg"),
+        "width": sample.whole("width"),
+        "height": sample.whole("height"),
+        "seed": seed,
+        "sample_steps": sample.whole("sample_steps"),
+        guidance: sample.number("guidance_scale"),
+    }
+    lines = _prompts.Lines(family, "ai-toolkit")
+    found: list[str] = []
+    for index, text in enumerate(texts):
+        own = _prompts.table_of(text)
+        if "scale" in own:
+            own[guidance] = own.pop("scale")
+        if walks and seed is not None and seed >= 0:  # -1 is any
+            shared["seed"] = seed + index
+        found.append(lines.line({**shared, **own}))
+    note = "as prompt lines: negative, size, seed, steps and guidance with them"
+    sample.put("sample.prompts", found, "prompts", note)
+    for option, why in lines.left.items():
+        sample.left(f"prompts: {option}", why)
+
+
+def _family(model: Reading, flow: bool) -> str:
+    """What the base is, as far as samples go by it."""
+    arch = (model.text("arch") or "").partition(":")[0].lower()
+    if model.flag("is_v3") or arch == "sd3":
+        return "sd3"
+    if flow:
+        return "flux" if model.flag("is_flux") or arch in _FLOWS else "other"
+    return "sdxl" if arch in ("sdxl", "xl", "ssd", "vega") or model.flag("is_xl") or model.flag("is_sdxl") else "sd"

@@ -32,6 +32,7 @@ def datasets(process: Reading, trigger: str | None) -> None:
     """Set the data section."""
     given = _values.tables(process.given.get("datasets"))
     process.seen.add("datasets")
+    given = [item for item in given if _counts(process, item)]
     trained = [item for item in given if not item.get("is_reg")]
     regularised = [item for item in given if item.get("is_reg")]
     if not trained:
@@ -79,13 +80,21 @@ def datasets(process: Reading, trigger: str | None) -> None:
     part.rest(IDLE_DATASET, (row.key for row in DATASET), SWALLOWED)
 
 
+def _counts(process: Reading, item: Mapping[str, Any]) -> bool:
+    """Whether its pictures are trained on at all."""
+    count = process.read("datasets.num_repeats", item.get("num_repeats"), number)
+    if count is None or count >= 1:
+        return True
+    folder = item.get("folder_path") or item.get("dataset_path")
+    process.unused("datasets", f"{folder}: num_repeats is {count:g}, so that none of its pictures is trained on.")
+    return False
+
+
 def _repeats(part: Reading, trained: Sequence[Mapping[str, Any]], folders: int) -> None:
     repeats: dict[str, int] = {}
     for item in trained:
-        given = item.get("num_repeats")
-        repeats[str(item.get("folder_path") or item.get("dataset_path") or "")] = (
-            1 if _values.is_nothing(given) else int(number(given))
-        )
+        count = part.read("num_repeats", item.get("num_repeats"), number)
+        repeats[str(item.get("folder_path") or item.get("dataset_path") or "")] = 1 if count is None else int(count)
     counts = list(repeats.values())
     if folders > 1 or counts != [1]:
         part.put(
@@ -100,8 +109,8 @@ def _sizes(part: Reading, trained: Sequence[Mapping[str, Any]]) -> None:
     """Pictures are never enlarged there, and buckets are on unless that is said."""
     sides: list[int] = []
     for item in trained:
-        given = item.get("resolution", 512)
-        sides += [int(side) for side in (_values.numbers(given) if not _values.is_nothing(given) else [512])]
+        given = part.read("resolution", item.get("resolution"), _values.numbers)
+        sides += [int(side) for side in given or [512]]
     found = sorted(set(sides)) or [512]
     stated = None if part.has("resolution") else "default"
     if len(found) > 1:

@@ -41,7 +41,7 @@ def train(train: Reading, flow: bool) -> int:
         )
     _rates(train)
     name = train.text("optimizer") or "adamw"
-    arguments = dict(train.table("optimizer_params"))
+    arguments = _optimizers.arguments_of(train.table("optimizer_params"))
     stated = train.has("optimizer")
     ours = _optimizers.optimizer(train, "optimizer", name, arguments, "optimizer_params")
     if ours == "adamw" and not stated and "eps" not in arguments:
@@ -52,10 +52,10 @@ def train(train: Reading, flow: bool) -> int:
     _precision(train)
     ema = train.table("ema_config")
     if ema.get("use_ema", bool(ema)) in (True, "true"):
-        decay = ema.get("ema_decay", 0.999)
+        decay = train.read("ema_config: ema_decay", ema.get("ema_decay"), number)
         train.put(
             "train.ema",
-            [number(decay)],
+            [0.999 if decay is None else decay],
             "ema_config: ema_decay",
             "a second file NAME-ema beside each checkpoint; ai-toolkit saves that one alone",
         )
@@ -113,16 +113,15 @@ def _schedule(train: Reading, steps: int) -> None:
             "lr_scheduler",
             name,
             "lr_scheduler_params: num_warmup_steps",
-            None if warmup is None else number(warmup),
+            train.read("lr_scheduler_params: num_warmup_steps", warmup, number),
             steps,
             lr=train.get("optimizer.lr"),
         )
         _schedules.schedule(train, given)
-    lowest, lr = params.get("eta_min"), train.get("optimizer.lr")
-    if lowest is not None and lr and name.startswith("cosine") and 0 < number(lowest) < lr:
-        train.put(
-            "schedule.floor", number(lowest) / lr, "lr_scheduler_params: eta_min", f"{number(lowest):g} of {lr:g}"
-        )
+    lowest = train.read("lr_scheduler_params: eta_min", params.get("eta_min"), number)
+    lr = train.get("optimizer.lr")
+    if lowest is not None and lr and name.startswith("cosine") and 0 < lowest < lr:
+        train.put("schedule.floor", lowest / lr, "lr_scheduler_params: eta_min", f"{lowest:g} of {lr:g}")
     elif name.startswith("cosine") and lowest is not None:
         train.say("same", "lr_scheduler_params: eta_min", "schedule.floor", None, "off")
 

@@ -72,7 +72,7 @@ def read(reading: Reading, dataset: Mapping[str, Any] | None) -> None:
     _saving(reading)
     _samples(reading, family)
     _validation(reading)
-    _no_use(reading)
+    _no_use(reading, dataset)
     reading.losses(LOST)
     reading.losses(LEFT, "left")
     reading.rest(IDLE_KEYS, HANDLED | {row.key for row in (*TRAINING, *SUBSET)} | kohya_data.KEYS, SWALLOWED)
@@ -88,7 +88,7 @@ def family_of(given: Mapping[str, Any]) -> Family:
         return "sd3"
     if has & {"ae", "t5xxl"} or module.endswith("_flux") or kind.startswith("flux"):
         return "flux"
-    sdxl = given.get("sdxl") in (True, "true", "True") or kind.startswith("sdxl") or "no_half_vae" in has
+    sdxl = given.get("sdxl") in (True, "true", "True") or kind.startswith("sdxl")
     return "sdxl" if sdxl or is_sdxl_name(str(given.get("pretrained_model_name_or_path") or "")) else "sd"
 
 
@@ -182,20 +182,20 @@ def rates(reading: Reading, family: Family, ratios: Mapping[str, Any]) -> None:
         if encoder:
             reading.unused("text_encoder_lr", "network_train_unet_only.")
     else:
-        _text_rates(reading, family, encoder or [base], bool(encoder), ratios.get("train_t5xxl") is True)
+        _text_rates(reading, family, encoder or [base], bool(encoder))
     _plus(reading, ratios, only_unet)
     _blocks.absolute(reading, reading.get("optimizer.lr") or 0.0)
     _transformer_blocks.rates(reading, ratios.get(_transformer_blocks.REG_LRS))
 
 
-def _text_rates(reading: Reading, family: Family, given: list[float], stated: bool, t5: bool) -> None:
-    """T5 is trained only if that is said, and a single rate is for all."""
+def _text_rates(reading: Reading, family: Family, given: list[float], stated: bool) -> None:
+    """T5 is never trained here, and there only if that is said; a single rate is for all."""
     key, kind = "text_encoder_lr", None if stated else "default"
     count = {"flux": 2, "sd3": 3}.get(family, 0)
     each = (given * count)[:count] if len(given) == 1 else given
-    if count and len(each) == count and not t5 and any(each):
+    if count and len(each) == count and any(each):
         each = [*each[:-1], 0.0]
-        note = "for each text encoder; T5 is not trained without train_t5xxl"
+        note = "for each text encoder; T5 is not trained"
         reading.put(f"optimizer.{key}", each, key, note, kind or "converted")
     elif len(set(each or given)) == 1:
         reading.put(f"optimizer.{key}", given[0], key, "" if stated else "theirs is learning_rate", kind)
@@ -208,8 +208,8 @@ def _plus(reading: Reading, ratios: Mapping[str, Any], only_unet: bool) -> None:
     names = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
     found: dict[str, float] = {}
     for name in names:
-        value = ratios.get(name)
-        if not _values.is_nothing(value) and (ratio := _values.number(value)) > 0:
+        ratio = reading.read(f"network_args: {name}", ratios.get(name), _values.number)
+        if ratio is not None and ratio > 0:
             found[name] = ratio
     usual = found.get(names[0])
     unet, text = found.get(names[1], usual), found.get(names[2], usual)
@@ -376,8 +376,10 @@ def _rhythm(reading: Reading, what: str, needs: str, without: str) -> None:
     reading.put(f"{needs.partition('.')[0]}.every", often, key, "with its unit")
 
 
-def _no_use(reading: Reading) -> None:
+def _no_use(reading: Reading, dataset: Mapping[str, Any] | None) -> None:
     """Keys that are said elsewhere."""
+    if dataset is None and (named := reading.text("dataset_config")) is not None:
+        reading.warnings.append(f"dataset_config = {named}: not found; give it as --dataset.")
     if (start := reading.text("network_weights")) is not None:
         reading.put("adapter.start_from", located(reading, "network_weights", start), "network_weights")
     for key in ("dataset_config", "dataset_repeats"):

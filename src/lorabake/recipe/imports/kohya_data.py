@@ -47,7 +47,7 @@ def data(training: Reading, dataset: Mapping[str, Any] | None) -> None:
         reading = training
         _folders_of_training(training)
     else:
-        subsets = _subsets(training, dataset)
+        subsets = _counted(training, _subsets(training, dataset))
         reading = _common(training, subsets)
         _folders(reading, subsets)
         for key in ("train_data_dir", "reg_data_dir"):
@@ -87,6 +87,16 @@ def _subsets(training: Reading, dataset: Mapping[str, Any]) -> list[Subset]:
         merged = {**fallback, **general, **above, **subset}
         own = {key: subset.get(key, one.get(key, general.get(key))) for key in OWN_KEYS}
         found.append(Subset(str(own.get("image_dir") or ""), own, merged))
+    return found
+
+
+def _counted(training: Reading, subsets: Sequence[Subset]) -> list[Subset]:
+    """Those that are trained on: sd-scripts leaves out a subset without repeats."""
+    found = [subset for subset in subsets if _repeats(training, subset) >= 1]
+    part = training.part({"num_repeats": 0}, "datasets.subsets.")
+    for subset in subsets:
+        if subset not in found:
+            part.unused("num_repeats", f"{subset.image_dir}: sd-scripts leaves a folder with fewer repeats than 1 out.")
     return found
 
 
@@ -218,6 +228,8 @@ def _folders(reading: Reading, subsets: Sequence[Subset]) -> None:
     folders = [located(part, "image_dir", subset.image_dir) for subset in trained]
     part.put("data.folder", folders[0] if len(folders) == 1 else folders, "image_dir")
     repeats = [_repeats(reading, subset) for subset in trained]
+    for key in ("num_repeats", "class_tokens"):
+        _of_sizes(part, [subset for subset in subsets if not _is_reg(subset)], key)
     if len(folders) > 1 or repeats != [1]:
         part.put(
             "data.repeats",
@@ -249,15 +261,27 @@ def _once(subsets: Sequence[Subset]) -> list[Subset]:
     return list({subset.image_dir: subset for subset in reversed(subsets) if subset.image_dir}.values())[::-1]
 
 
-def _repeats(reading: Reading, subset: Subset) -> int:
-    given = subset.own.get("num_repeats")
-    try:
-        return 1 if _values.is_nothing(given) else _values.whole(given)
-    except ValueError as error:
-        from lorabake.base.errors import Problem
+def _of_sizes(part: Reading, subsets: Sequence[Subset], key: str) -> None:
+    """Tell where a folder has other values at another of its sizes. Of the same folder twice at one size the second is left out there, too."""
+    by_folder: dict[str, dict[str, str]] = {}
+    for subset in subsets:
+        given = subset.own.get(key)
+        if _values.is_nothing(given):
+            given = 1 if key == "num_repeats" else "none"
+        sizes = by_folder.setdefault(subset.image_dir, {})
+        sizes.setdefault(str(subset.of_all.get("resolution")), _values.shown(given))
+    for folder, sizes in by_folder.items():
+        values = list(dict.fromkeys(sizes.values()))
+        if len(values) > 1:
+            part.lost(
+                key,
+                f"{folder} has others at each of its sizes ({', '.join(values)}), and here a folder has one for all: the first is taken.",
+            )
 
-        reading.problems.append(Problem("datasets.subsets.num_repeats", f"{_values.shown(given)} {error}."))
-        return 1
+
+def _repeats(reading: Reading, subset: Subset) -> int:
+    count = reading.read("datasets.subsets.num_repeats", subset.own.get("num_repeats"), _values.whole)
+    return 1 if count is None else count
 
 
 def _class_tokens(part: Reading, trained: Sequence[Subset]) -> None:

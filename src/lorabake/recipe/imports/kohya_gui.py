@@ -272,7 +272,7 @@ def _models(config: dict[str, Any], theirs: Mapping[str, Any]) -> None:
         ):
             config.pop(key, None)
     if theirs.get("sdxl") in (True, "true"):
-        config["no_half_vae"] = True
+        config["sdxl"] = True
 
 
 def parameters(line: str) -> dict[str, Any]:

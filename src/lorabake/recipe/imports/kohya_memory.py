@@ -32,6 +32,11 @@ def theirs_of(count: int, family: str, base: str) -> int:
     return min(2 * count // 3 if family == "flux" else count, _MOST_OF_SMALLER_SD3 if smaller else _MOST[family])
 
 
+def _most_of(family: str, base: str) -> int:
+    """The most that sd-scripts takes for a base that may be the larger one, if its name does not tell it."""
+    return _MOST_OF_SMALLER_SD3 if family == "sd3" and "medium" in base.lower() else _MOST[family]
+
+
 def _swapping(reading: Reading, family: str) -> None:
     key, setting = "blocks_to_swap", "train.blocks_to_swap"
     given = reading.whole(key)
@@ -42,16 +47,18 @@ def _swapping(reading: Reading, family: str) -> None:
     if family not in _MOST:
         reading.unused(key, f"sd-scripts does not look at it for {family}.")
         return
-    count = ours_of(given, family)
+    most = _most_of(family, str(reading.get("model.base")))
+    count = ours_of(min(given, most), family)
     if reading.get("adapter.name") == "full":
         reading.left(key, "all weights are trained, and must stay on the card.")
         return
     if count < FEWEST:
         reading.left(key, f"two blocks are on the card at any time here, so that fewer than {FEWEST} save nothing.")
         return
-    doubles = given // 2
-    what = f"{doubles} double and {count - doubles} single blocks" if family == "flux" else ""
-    reading.put(setting, count, key, what)
+    doubles = min(given, most) // 2
+    kinds = f"{doubles} double and {count - doubles} single blocks" if family == "flux" else ""
+    stops = f"sd-scripts would stop with an error: it takes {most} at most" if given > most else ""
+    reading.put(setting, count, key, "; ".join(filter(None, (kinds, stops))))
     if not reading.get("train.gradient_checkpointing"):
         told = "converted" if reading.has("gradient_checkpointing") else "default"
         note = "blocks that come and go must be recomputed; the result is the same"

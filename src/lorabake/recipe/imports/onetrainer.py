@@ -234,7 +234,12 @@ def _concepts(reading: Reading) -> Sequence[Any] | None:
         from lorabake.recipe.imports._files import read_config
 
         found = read_config(path)
-        return found if isinstance(found, list) else None
+        if isinstance(found, list):
+            return found
+        reading.warnings.append(
+            f"concept_file_name = {_values.shown(name)}: it holds no list of concepts. Put data.folder in."
+        )
+        return None
     reading.warnings.append(
         f"concept_file_name = {_values.shown(name)}: it is not in the current folder. Import in OneTrainer's own folder, or put data.folder in."
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from lorabake.recipe.imports import _optimizers, _schedules, _values
 from lorabake.recipe.imports._onetrainer_keys import NOTHING_OF
@@ -56,14 +54,13 @@ def rates(reading: Reading, model_type: str) -> None:
     usual = reading.number("learning_rate")
     base = 3e-6 if usual is None else usual
     name = denoiser(reading, model_type)
-    part = reading.table(name)
-    _rate(reading, "optimizer.lr", f"{name}: learning_rate", part, base, "learning_rate", usual is not None)
+    _denoiser_rate(reading, name, base, usual is not None)
     count = next((count for start, count in _ENCODERS.items() if model_type.startswith(start)), 1)
     names = ["text_encoder", "text_encoder_2", "text_encoder_3"][:count]
     each: list[float] = []
     for key in names:
         table = reading.table(key)
-        each.append(0.0 if _is_off(table, "train") else _own(table, base))
+        each.append(0.0 if _is_off(reading, key) else _own(reading, key, base))
         after, unit = table.get("stop_training_after"), str(table.get("stop_training_after_unit") or "EPOCH").upper()
         epochs = reading.whole("epochs") or 100
         stops = 30 if after is None else after
@@ -79,24 +76,25 @@ def rates(reading: Reading, model_type: str) -> None:
     reading.put("optimizer.text_encoder_lr", value, ", ".join(names), note, "converted" if stated else "default")
 
 
-def _rate(
-    reading: Reading, setting: str, key: str, part: Mapping[str, Any], base: float, usual_key: str, stated: bool
-) -> None:
-    if _is_off(part, "train"):
-        reading.put(setting, 0.0, key.replace("learning_rate", "train"), "0 leaves the denoiser untrained")
+def _denoiser_rate(reading: Reading, name: str, base: float, stated: bool) -> None:
+    if _is_off(reading, name):
+        reading.put("optimizer.lr", 0.0, f"{name}: train", "0 leaves the denoiser untrained")
         return
-    own = not _values.is_nothing(part.get("learning_rate"))
-    rate, note = _scaled(reading, _own(part, base))
-    reading.put(setting, rate, key if own else usual_key, note, None if own or stated else "default")
+    own = not _values.is_nothing(reading.table(name).get("learning_rate"))
+    rate, note = _scaled(reading, _own(reading, name, base))
+    key = f"{name}: learning_rate" if own else "learning_rate"
+    reading.put("optimizer.lr", rate, key, note, None if own or stated else "default")
 
 
-def _own(part: Mapping[str, Any], base: float) -> float:
-    given = part.get("learning_rate")
-    return base if _values.is_nothing(given) else number(given)
+def _own(reading: Reading, name: str, base: float) -> float:
+    """The learning rate of a part, which may have one of its own."""
+    given = reading.read(f"{name}: learning_rate", reading.table(name).get("learning_rate"), number)
+    return base if given is None else given
 
 
-def _is_off(part: Mapping[str, Any], key: str) -> bool:
-    return not _values.is_nothing(part.get(key)) and not flag(part[key])
+def _is_off(reading: Reading, name: str) -> bool:
+    """Whether a part is left untrained."""
+    return reading.read(f"{name}: train", reading.table(name).get("train"), flag) is False
 
 
 def optimizer(reading: Reading) -> None:
