@@ -66,7 +66,7 @@ def validate(recipe: Location | Mapping[str, Any], **settings: Mapping[str, Any]
 
 
 def import_recipe(config: Location, dataset: Location | None = None) -> Imported:
-    """A config of another trainer as a recipe: kohya's sd-scripts and its GUI, ai-toolkit, OneTrainer. Nothing is written.
+    """A config of another trainer as a recipe: kohya's sd-scripts and their GUIs, ai-toolkit, OneTrainer. Nothing is written.
 
     What comes back has the recipe's ``values``, which :func:`validate` and :func:`train` take, its ``toml()``, and a line for every key of the config.
 

@@ -1,4 +1,4 @@
-"""Make a recipe of another trainer's config: kohya's sd-scripts (training or dataset), the kohya_ss GUI, ai-toolkit or OneTrainer.
+"""Make a recipe of another trainer's config: kohya's sd-scripts (training or dataset), the kohya_ss GUI, LoRA_Easy_Training_Scripts, ai-toolkit or OneTrainer.
 
   lorabake import lora.toml --dataset dataset.toml --into mira.toml
   lorabake import job.yaml --into mira.toml
