@@ -181,7 +181,11 @@ def test_steps_of_many_pictures_have_long_rows_in_the_log(
     asked = oven.run("train", dataset, "--into", tmp_path / "run", *words, before=with_free(1000))
     told = asked.err.partition("the log of ")[2].split()
     assert oven.run("train", dataset, "--into", tmp_path / "run", *words).code == 0
-    rows = [line for line in (tmp_path / "run" / "events.jsonl").read_bytes().splitlines() if line.startswith(b'{"kind": "step"')]
+    rows = [
+        line
+        for line in (tmp_path / "run" / "events.jsonl").read_bytes().splitlines()
+        if line.startswith(b'{"kind": "step"')
+    ]
     assert 0.6 < sum(map(len, rows)) / (float(told[0]) * 1e3) < 1, asked.err
 
 
