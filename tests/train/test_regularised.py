@@ -145,7 +145,7 @@ def test_what_the_recipe_says_is_in_the_file(plain: tuple[Path, Path], tmp_path:
         ({"train__max_weight_norm": 1.0, "optimizer__name": "adamw-schedule-free"}, "train.max_weight_norm", "averages the weights"),
         ({"train__max_weight_norm": 0.0}, "train.max_weight_norm", "greater than 0"),
         ({"train__ema": [0.9], "optimizer__name": "adamw-schedule-free"}, "train.ema", "averages the weights itself"),
-        ({"train__ema": [0.9, 0.9]}, "train.ema", "there twice"),
+        ({"train__ema": [0.9, 0.9]}, "train.ema", "the same in six digits"),
         ({"train__ema": [1.0]}, "train.ema", "less than 1"),
     ],
     ids=str,

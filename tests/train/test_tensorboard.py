@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lorabake.base.files import write_json
 from lorabake.base.runs import Run
 from lorabake.formats.tfevents import EventFile, Picture, _checksum
 from lorabake.train.tensorboard import TensorBoard, write_from_log
@@ -108,7 +109,7 @@ def test_afterwards_from_the_log(oven: Any, dataset: Path, tmp_path: Path, optio
 
 def test_what_was_written_while_training_goes_before_the_log(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.manifest.write_text("{}")
+    write_json(run.manifest, {"recipe": {}, "lock": {}})
     step = {"kind": "step", "step": 1, "loss": 1.0, "grad_norm": 1.0, "images": 2, "lr": {}}
     run.events.write_text(json.dumps(step) + "\n")
     times = iter([10.0, 11.0, 11.5])
