@@ -262,12 +262,16 @@ def test_states_beside_checkpoints_are_gone_back_to(
 
 def test_without_a_whole_state_other_settings_are_refused(oven: Any, copies: Any, result: Any) -> None:
     dataset, run, words = copies
+    longer = [*words, "--set", "train.length=9 steps", "--continue-changed"]
     for path in (run / "state").iterdir():
         flip_a_byte(path)
     before = result(run)
-    done = oven.run("train", dataset, "--into", run, *words, "--set", "train.length=9 steps", "--continue-changed")
+    done = oven.run("train", dataset, "--into", run, *longer)
     assert done.code == 2 and "No whole state is left of" in done.err and "adapter.start_from" in done.err
     assert result(run) == before
+    shutil.rmtree(run / "state")
+    again = oven.run("train", dataset, "--into", run, *longer)
+    assert (again.code, again.err) == (done.code, done.err)
 
 
 def test_a_run_whose_manifest_is_gone_is_left_alone(oven: Any, copies: Any) -> None:

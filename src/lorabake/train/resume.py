@@ -18,6 +18,11 @@ from lorabake.train.going_back import Origin, find_origin
 from lorabake.train.state import Progress, newest_whole, read_state, save_state, states_of, step_of
 
 
+def _had_states(run: Run) -> bool:
+    """A kill may come between the first checkpoint and its state; where there was a second, there was a state."""
+    return len({event["step"] for event in run.read_events("checkpoint")}) > 1
+
+
 def finished_steps(run: Run) -> int:
     """Steps of a run that reached its end."""
     return run.read_events("finished")[-1]["steps"]
@@ -73,13 +78,16 @@ class Start:
             progress = read_state(state, *kept)
         elif self.origin:
             progress = Progress(read_state(self.origin.state, *kept).step, 0)
-        elif sittings and "from_state" in sittings[0]:
+        elif self._began_elsewhere():
             raise UserError(f"The state that {self.run.folder} began from is gone. Give it again with --from-state.")
         if self.origin and not self.run.exists():
             sittings.append(sitting(progress.step, self.changes, from_state=self.origin.digest))
         elif self.changes:
             sittings.append(sitting(progress.step, self.changes))
         return progress, sittings
+
+    def _began_elsewhere(self) -> bool:
+        return self.origin is not None or any("from_state" in began for began in self.sittings)
 
     def _newest_state(self, events: Events) -> Path | None:
         """The run's own newest state that is whole, since its settings were changed last; people are told where there was a newer one.
@@ -96,9 +104,7 @@ class Start:
         if found and damaged:
             text = f"the state of step {step_of(damaged[0])} is damaged: training goes on from step {step_of(found)}."
             events.emit("note", text=f"{run.folder}: {text}")
-        elif (
-            not found and not self.origin and (damaged or len({event["step"] for event in run.checkpoint_events()}) > 1)
-        ):
+        elif not found and not self._began_elsewhere() and (damaged or _had_states(run)):
             if self.changes or any(began["changes"] for began in self.sittings):
                 raise UserError(
                     f"No whole state is left of {run.folder}, so that it cannot go on with other settings than it began with. Train in another "
