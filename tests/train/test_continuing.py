@@ -121,6 +121,34 @@ def test_with_a_constant_rate_a_longer_run_is_the_longer_run(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize(
+    ("warm_up", "means"), [("3 steps", ""), ("20 %", " (the learning rate follows the schedule over the new length from here on)")]
+)  # fmt: skip
+def test_a_constant_rate_depends_on_the_length_only_through_a_share_of_it(
+    oven: Any, short: Any, options: Options, tmp_path: Path, warm_up: str, means: str
+) -> None:
+    words = {"schedule__name": "constant", "schedule__warmup": warm_up}
+    train(oven, short[0], tmp_path / "run", settings(options, **words), before=DIE.format(step=2), code=-9)
+    done = train(oven, short[0], tmp_path / "run", settings(options, train__length="7 steps", **words), code=2)
+    assert f"train.length: 4 steps there, 7 steps now{means}\n" in done.err
+
+
+def test_a_sitting_whose_line_is_damaged_is_not_told_again(oven: Any, short: Any, run: Path, options: Options) -> None:
+    """run.json knows both; the log was told of both, and of a damaged line nobody can say again where it stood."""
+    for more in ({"train__length": "5 steps"}, {"train__length": "6 steps"}):
+        train(oven, short[0], run, settings(options, **more, **KEEP), "--continue-changed")
+    log = run / "events.jsonl"
+    first, second = (line for line in log.read_bytes().splitlines(keepends=True) if b'"sitting"' in line)
+    log.write_bytes(log.read_bytes().replace(first, first.replace(b"5 steps", b"9 steps")))
+    (run / "checkpoints" / "mira.safetensors").unlink()  # so that there is something to do again
+    done = train(oven, short[0], run, settings(options, train__length="7 steps", **KEEP), "--continue-changed")
+    assert "damaged" in done.err
+    assert [event["changes"]["train.length"] for event in events(run) if event["kind"] == "sitting"] == [
+        ["5 steps", "6 steps"], ["6 steps", "7 steps"],
+    ]  # fmt: skip
+    assert log.read_bytes().count(second) == 1
+
+
 def test_the_last_checkpoint_of_before_is_dropped_like_any_other(
     oven: Any, short: Any, run: Path, options: Options
 ) -> None:

@@ -146,6 +146,7 @@ def test_what_the_recipe_says_is_in_the_file(plain: tuple[Path, Path], tmp_path:
         ({"train__max_weight_norm": 0.0}, "train.max_weight_norm", "greater than 0"),
         ({"train__ema": [0.9], "optimizer__name": "adamw-schedule-free"}, "train.ema", "averages the weights itself"),
         ({"train__ema": [0.9, 0.9]}, "train.ema", "the same in six digits"),
+        ({"train__ema": [0.99999991, 0.99999992]}, "train.ema", "the same in six digits"),
         ({"train__ema": [1.0]}, "train.ema", "less than 1"),
     ],
     ids=str,

@@ -8,7 +8,7 @@ from pathlib import Path
 from lorabake.base.errors import UserError
 from lorabake.base.places import expanded
 from lorabake.base.runs import Run
-from lorabake.train.state import is_whole, states_of, step_of
+from lorabake.train.state import newest_whole, states_of, step_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,9 @@ def find_origin(given: Path) -> Origin:
         raise UserError(
             f"No state was kept for {given}: set save.keep_state before training. {kept} {run.damage()}".rstrip()
         )
-    if not (whole := [state for state in found if is_whole(state)]):
+    whole, _ = newest_whole(found)
+    if whole is None:
         raise UserError(
             f"{found[-1]} is damaged: it has other bytes than it was written with. Begin from another state."
         )
-    return Origin(run, whole[-1])
+    return Origin(run, whole)

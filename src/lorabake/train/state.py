@@ -89,15 +89,10 @@ def newest_whole(states: Sequence[Path]) -> tuple[Path | None, list[Path]]:
     """The last of ``states`` (the newest last) that has its bytes, if any, and those after it that have not."""
     damaged: list[Path] = []
     for path in reversed(states):
-        if is_whole(path):
+        if sha256_file(path) == path.stem.partition("-")[2]:
             return path, damaged
         damaged.append(path)
     return None, damaged
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a state has the bytes it was written with."""
-    return sha256_file(path) == path.stem.partition("-")[2]
 
 
 def read_state(
