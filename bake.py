@@ -322,8 +322,12 @@ def install_test_packages(lines: "dict[str, str]", lock: Lock) -> None:
 
 
 def install_project(lines: "dict[str, str]", lock: Lock) -> None:
-    """The `lorabake` package, editable: it runs from src/. Built with the pinned setuptools, nothing is downloaded."""
+    """The `lorabake` package, editable: it runs from src/. Built with the pinned setuptools, nothing is downloaded.
+
+    Compiled as pip compiles what it copies: else the first start would do it, and every start where Python may not write byte code.
+    """
     pip_install(["--no-deps", "--no-build-isolation", "--editable", ROOT], lock)
+    run([PYTHON, "-m", "compileall", "-q", os.path.join(ROOT, "src")], lock)
 
 
 def packages_file() -> str:

@@ -171,6 +171,12 @@ def test_first_start_shows_its_steps(baked: tuple[Checkout, str]) -> None:
         assert part in said
 
 
+def test_no_start_compiles_the_project(baked: tuple[Checkout, str]) -> None:
+    """Also where Python may not write byte code: it is there from the installation on."""
+    compiled = baked[0].root / "src" / "lorabake" / "__pycache__"
+    assert {path.name.split(".")[0] for path in compiled.glob("*.pyc")} == {"__init__", "__main__"}
+
+
 def test_second_start_only_hands_over(baked: tuple[Checkout, str], tmp_path: Path) -> None:
     checkout, _ = baked
     before = checkout.state()
