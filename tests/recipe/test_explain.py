@@ -43,7 +43,7 @@ def test_settings_of_every_section_are_there() -> None:
 
 
 def test_one_in_full() -> None:
-    (entry,) = explain("adapter.rank")
+    (entry,) = (entry for entry in explain("lora") if entry["name"] == "adapter.rank")
     assert entry | {"text": ""} == {
         "name": "adapter.rank", "part": "lora", "type": "whole number", "default": 16, "allowed": "≥ 1, ≤ 1024", "text": ""
     }  # fmt: skip
@@ -51,6 +51,11 @@ def test_one_in_full() -> None:
     assert entry["type"] == '"N epochs" or "N steps"' and entry["default"] == "10 epochs"
     (entry,) = explain("save.dtype")
     assert entry["type"] == "text" and entry["allowed"] == "one of fp16, bf16, fp32"
+
+
+def test_what_several_parts_have_alike_is_told_once() -> None:
+    (entry,) = explain("adapter.module_dropout")
+    assert {"loha", "lora"} <= set(entry["part"].split(", "))
 
 
 def test_rules_are_named_where_one_is_chosen() -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from lorabake.adapters._kernels import rows_of, weight_of
+from lorabake.adapters._kernels import rows_of, weights_of
 from lorabake.protocols.adapter import LayerType, StackingLayerType
 from lorabake.protocols.family import ComputedWeight
 
@@ -36,8 +36,8 @@ class Stack(NamedTuple):
     """Small layers of one shape, rank and settings."""
 
     layers: Sequence[_Grafted]
-    weights_LOI: Tensor
-    """Their frozen weights, as :func:`~lorabake.adapters._kernels.rows_of` has them: convolutions find what they compute with in place."""
+    weights_L: Tensor
+    """Their frozen weights. Those of convolutions lie in memory channels last, as they are computed with."""
 
 
 def stacks_of(layers: Iterable[_Grafted]) -> list[Stack]:
@@ -52,27 +52,27 @@ def stacks_of(layers: Iterable[_Grafted]) -> list[Stack]:
             constants = tuple(float(tensor) for tensor in layer.tensors.values() if tensor.ndim == 0)
             key = (type(base), base.weight.shape, shapes, constants, layer.settings.model_dump_json())
             found.setdefault(key, []).append(layer)
-    return [Stack(alike, torch.stack([_rows_beside(layer) for layer in alike])) for alike in found.values()]
+    return [Stack(alike, _weights_beside(alike)) for alike in found.values()]
 
 
 def make(stacks: Iterable[Stack], layer_type: LayerType, multiplier: float, training: bool) -> bool:
     """Give every layer of ``stacks`` its changed weight, differentiable; False if the network type would rather not."""
     if not isinstance(layer_type, StackingLayerType):
         return False
-    for layers, weights_LOI in stacks:
+    for layers, weights_L in stacks:
         own = [layer.tensors for layer in layers]
-        changed = layer_type.changed_weights(weights_LOI, own, multiplier, layers[0].settings, training)
+        changed = layer_type.changed_weights(weights_L, own, multiplier, layers[0].settings, training)
         if changed is None:
             return False
         for layer, weight in zip(layers, changed.unbind(), strict=True):
-            layer.changed_weight = weight_of(weight, _weight(layer))
+            layer.changed_weight = weight
     return True
 
 
-def _rows_beside(layer: _Grafted) -> Tensor:
-    """Its frozen weight where its change is: the weight may wait elsewhere just now."""
-    device = next(tensor.device for tensor in layer.tensors.values() if tensor.ndim)
-    return rows_of(_weight(layer)).to(device)
+def _weights_beside(layers: Sequence[_Grafted]) -> Tensor:
+    """Their frozen weights where their changes are: weights may wait elsewhere just now."""
+    device = next(tensor.device for tensor in layers[0].tensors.values() if tensor.ndim)
+    return weights_of(torch.stack([rows_of(_weight(layer)).to(device) for layer in layers]), _weight(layers[0]))
 
 
 def _is_plain(base: nn.Linear | nn.Conv2d) -> bool:

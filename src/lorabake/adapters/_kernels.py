@@ -9,6 +9,8 @@ layers, and whenever no gradient is wanted, that is less work.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,20 +31,23 @@ def merging_pays(rows: int, inputs: int, outputs: int, rank: int, learning: bool
 
 def merged(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """W + s·B·A in the shape of W, (out, in) or (out, in, height, width); differentiable in A and B."""
-    return weight_of(torch.addmm(rows_of(weight), up.flatten(1), rows_of(down), alpha=scale), weight)
+    return weights_of(torch.addmm(rows_of(weight), up.flatten(1), rows_of(down), alpha=scale), weight)
 
 
 def rows_of(weight: Tensor) -> Tensor:
-    """A weight as a matrix, a row for each output: (out, in) as it is, (out, in, height, width) as channels-last weights lie in memory."""
-    return weight if weight.dim() == 2 else weight.movedim(1, -1).flatten(1)
+    """A weight as a matrix, a row for each output: (out, in) as it is, (out, in, height, width) as channels-last weights lie in memory.
+
+    The same for a stack of weights, (L, out, in, height, width).
+    """
+    return weight if weight.dim() in (2, 3) else weight.movedim(-3, -1).flatten(-3)
 
 
-def weight_of(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of :func:`rows_of`, with the shape of ``like``: a view."""
+def weights_of(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`rows_of`, for one weight or a stack of them; each has the shape of ``like``. A view."""
     if like.dim() == 2:
         return rows
-    outputs, channels, height, width = like.shape
-    return rows.view(outputs, height, width, channels).movedim(-1, 1)
+    _, channels, height, width = like.shape
+    return rows.unflatten(-1, (height, width, channels)).movedim(-1, -3)
 
 
 def low_rank_linear(
@@ -94,10 +99,40 @@ def is_pointwise(layer: nn.Module, x_BCHW: Tensor) -> bool:
     )
 
 
-def with_weight(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
-    """What a layer gives with another weight of the same shape."""
+def with_weight(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, *, bias: bool = True) -> Tensor:
+    """What a layer gives with another weight of the same shape; without its bias if that is not wanted."""
+    own = layer.bias if bias else None
     if isinstance(layer, nn.Linear):
-        return F.linear(x, weight, layer.bias)
+        return F.linear(x, weight, own)
     if is_pointwise(layer, x):
-        return F.linear(x.movedim(1, -1), weight.flatten(1), layer.bias).movedim(-1, 1)
-    return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return F.linear(x.movedim(1, -1), weight.flatten(1), own).movedim(-1, 1)
+    return F.conv2d(x, weight, own, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def low_rank_product(x: Tensor, down_RI: Tensor, up_OR: Tensor) -> Tensor:
+    """x Aᵀ Bᵀ, (…, in) -> (…, out), in the type of ``x``; laid out as in :func:`low_rank_linear`."""
+    thin_RN = down_RI.to(x.dtype) @ x.reshape(-1, x.shape[-1]).t()
+    return (thin_RN.t() @ up_OR.t().to(x.dtype)).view(*x.shape[:-1], -1)
+
+
+class _Hadamard(torch.autograd.Function):
+    """(A1 B1) ∘ (A2 B2). Keeps the four thin matrices and none of the two products, which the backward pass computes again."""
+
+    @staticmethod
+    def forward(ctx: Any, a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
+        ctx.save_for_backward(a1, b1, a2, b2)
+        return (a1 @ b1).mul_(a2 @ b2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        a1, b1, a2, b2 = ctx.saved_tensors
+        (grad,) = grads
+        of_first = (a2 @ b2).mul_(grad)
+        first = of_first @ b1.mT, a1.mT @ of_first
+        of_second = torch.matmul(a1, b1, out=of_first).mul_(grad)
+        return *first, of_second @ b2.mT, a2.mT @ of_second
+
+
+def hadamard(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
+    """(A1 B1) ∘ (A2 B2), each A (…, out, rank) and each B (…, rank, in); differentiable once."""
+    return _Hadamard.apply(a1, b1, a2, b2)

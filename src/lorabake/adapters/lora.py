@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
-from lorabake.base import patterns
-from lorabake.base.cards import IfChanged, Settings
+from lorabake.adapters._ranks import RankSettings
 from lorabake.base.lazy import lazy_module
-from lorabake.protocols.adapter import AdapterCard, ByLayer, ForLayers
+from lorabake.protocols.adapter import AdapterCard
 from lorabake.protocols.family import ComputedWeight, Layer
 
 if TYPE_CHECKING:
@@ -28,89 +27,19 @@ else:
     kernels = lazy_module("lorabake.adapters._kernels")
 
 
-_SHAPES = IfChanged(refused="the weights so far have other shapes")
-_STRENGTH = IfChanged(meaning="what was learned so far gets another strength")
-_CONVOLUTIONS = ForLayers("resnet", "residual blocks with convolutions")
-
-
-class LoraSettings(Settings):
+class LoraSettings(RankSettings):
     """Settings of ``lora``."""
 
-    rank: Annotated[int, _SHAPES] = Field(default=16, ge=1, le=1024)
-    """Rank of the change to each linear layer (also called dim). More rank holds more detail and makes a larger file; 8 to 32 serves most."""
-    alpha: Annotated[float | None, _STRENGTH] = Field(default=None, gt=0)
-    """Scale of the change: it is multiplied by alpha / rank. Default: the rank itself, so that rank can be changed without touching the learning rate."""
-    conv_rank: Annotated[int | None, _SHAPES, _CONVOLUTIONS] = Field(default=None, ge=1, le=1024)
-    """Rank on convolutions and residual blocks; absent leaves them alone. Helps styles and textures, about doubles the file."""
-    conv_alpha: Annotated[float | None, _STRENGTH, _CONVOLUTIONS] = Field(default=None, gt=0)
-    """Alpha on convolutions. Default: the conv rank."""
-    block_rank: Annotated[dict[str, int] | None, ByLayer()] = None
-    """Table of ranks for some layers: pattern = rank, 0 leaves them alone. A pattern is a piece of a layer's name (mid_block, down_blocks.0) or a
-    regular expression; the first that is found decides. Alpha goes along, so that the scale of the change stays."""
-    rank_stabilized: bool = False
-    """Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732), for high ranks; then give alpha, such as 4. The file's
-    alpha is written so that every client makes the same of it."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance of dropping each value of the thin product. Up to 0.3; slows learning, resists over-training."""
     rank_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance of dropping each rank, per sample. 0.1 to 0.3 where used."""
-    module_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Chance of leaving out a layer's change altogether for one step. 0.1 to 0.3 where used."""
-
-    @field_validator("block_rank")
-    @classmethod
-    def _is_a_table_of_ranks(cls, table: dict[str, int] | None) -> dict[str, int] | None:
-        for pattern, rank in (table or {}).items():
-            if not 0 <= rank <= 1024:
-                raise ValueError(f"the rank of '{pattern}' is {rank}: it must be from 0 (leave it alone) to 1024")
-        patterns.checked(table)
-        return table
-
-    @model_validator(mode="after")
-    def _conv_alpha_does_something(self) -> LoraSettings:
-        if self.conv_alpha is not None and self.conv_rank is None:
-            raise ValueError("conv_alpha does nothing without conv_rank. Give both, or neither.")
-        return self
 
     def metadata(self) -> dict[str, Any]:
         """Dim, alpha and the arguments other trainers know."""
-        arguments = {
-            "conv_dim": self.conv_rank,
-            "conv_alpha": self.conv_alpha,
-            "rank_dropout": self.rank_dropout,
-            "module_dropout": self.module_dropout,
-            "block_rank": self.block_rank,
-            "rs_lora": self.rank_stabilized,
-        }
-        return {
-            "network_dim": self.rank,
-            "network_alpha": self.alpha or self.rank,
-            "network_dropout": self.dropout or None,
-            "network_args": {name: value for name, value in arguments.items() if value},
-        }
-
-    def rank_for(self, layer: Layer) -> int | None:
-        """Rank this layer gets; None leaves it alone. Time-embedding linears of residual blocks follow the linear rank, as other tools do."""
-        chosen = patterns.decide(self.block_rank, layer.names)
-        if chosen is not None:
-            return chosen or None
-        if layer.group == "resnet" and self.conv_rank is None:
-            return None
-        return self.conv_rank if _is_spatial(layer.module) else self.rank
-
-    def alpha_for(self, layer: Layer) -> float:
-        """Alpha this layer gets, as files have it: the change is scaled by it, divided by the layer's rank."""
-        apart = self.conv_rank is not None and _is_spatial(layer.module)
-        usual = self.conv_rank if apart and self.conv_rank else self.rank
-        alpha = float((self.conv_alpha if apart else self.alpha) or usual)
-        rank = self.rank_for(layer) or usual
-        if rank != usual:
-            alpha *= rank / usual
-        return alpha * math.sqrt(rank) if self.rank_stabilized else alpha
-
-
-def _is_spatial(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+        told = super().metadata()
+        arguments = {"rank_dropout": self.rank_dropout} if self.rank_dropout else {}
+        return {**told, "network_dropout": self.dropout or None, "network_args": {**told["network_args"], **arguments}}
 
 
 class Lora:
@@ -118,11 +47,7 @@ class Lora:
 
     def fits(self, layer: Layer, settings: LoraSettings) -> bool:
         """Transformer and text layers always; residual blocks where a conv rank is given."""
-        return (
-            isinstance(layer.module, nn.Linear | nn.Conv2d)
-            and layer.group != "other"
-            and settings.rank_for(layer) is not None
-        )
+        return settings.reaches(layer)
 
     def create(
         self, layer: Layer, settings: LoraSettings, generator: Generator
@@ -178,7 +103,7 @@ class Lora:
 
     def changed_weights(
         self,
-        weights_LOI: Tensor,
+        weights_L: Tensor,
         tensors: Sequence[Mapping[str, Tensor]],
         multiplier: float,
         settings: LoraSettings,
@@ -190,7 +115,8 @@ class Lora:
         downs_LRI = torch.stack([kernels.rows_of(of["lora_down.weight"]) for of in tensors])
         ups_LRO = torch.stack([of["lora_up.weight"].flatten(1).t() for of in tensors])  # as they lie in memory
         scale = multiplier * float(tensors[0]["alpha"]) / ups_LRO.shape[1]
-        return torch.baddbmm(weights_LOI, ups_LRO.transpose(1, 2), downs_LRI, alpha=scale)
+        changed_LOI = torch.baddbmm(kernels.rows_of(weights_L), ups_LRO.transpose(1, 2), downs_LRI, alpha=scale)
+        return kernels.weights_of(changed_LOI, weights_L[0])
 
     def delta(self, base: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
         """s·B·A in the shape of the base's weight."""

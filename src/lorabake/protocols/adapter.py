@@ -85,13 +85,16 @@ class StackingLayerType(Protocol):
 
     def changed_weights(
         self,
-        weights_LOI: Tensor,
+        weights_L: Tensor,
         tensors: Sequence[Mapping[str, Tensor]],
         multiplier: float,
         settings: Any,
         training: bool,
     ) -> Tensor | None:
-        """W + ΔW of L layers with the same shapes, constants and settings, LOI, differentiable; None where that is not the whole change."""
+        """W + m·ΔW of L layers with the same shapes, constants and settings, differentiable; None where that is not the whole change.
+
+        ``weights_L`` is (L, out, in) or (L, out, in, height, width), channels last in memory.
+        """
         ...
 
 

@@ -32,7 +32,15 @@ def explain(name: str) -> list[dict[str, Any]]:
             | {*SECTIONS, *PARTS}
         )
         raise UserError(f"'{name}' is not a setting, section or part. {nearest(name, known)}")
-    return found
+    return _told_once(found)
+
+
+def _told_once(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What several parts have alike as one entry that names them all, where the first of them has it."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        alike.setdefault(repr({**entry, "part": ""}), []).append(entry)
+    return [{**same[0], "part": ", ".join(entry["part"] for entry in same)} for same in alike.values()]
 
 
 def _entries() -> Iterator[dict[str, Any]]:

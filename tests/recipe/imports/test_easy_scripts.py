@@ -86,7 +86,9 @@ def test_its_pages_are_read_each_for_what_it_is(imported: Any, tmp_path: Path) -
 
 def test_networks_are_told_by_their_arguments(imported: Any) -> None:
     lycoris = imported(CONFIG.replace("conv_dim = 4", 'conv_dim = 4\nalgo = "loha"'))
-    assert any("no adapter 'loha'" in line.note for line in lycoris.of("lost") if line.key == "network_module")
+    assert lycoris.values["adapter"] == {"name": "loha", "rank": 8, "alpha": 4.0, "conv_rank": 4, "conv_alpha": 2.0}
+    unknown = imported(CONFIG.replace("conv_dim = 4", 'conv_dim = 4\nalgo = "abba"'))
+    assert any("no adapter 'abba'" in line.note for line in unknown.of("lost") if line.key == "network_module")
     dylora = imported(CONFIG.replace("conv_dim = 4", "conv_dim = 4\nunit = 4"))
     assert "network_module" in {line.key for line in dylora.of("lost")}
 

@@ -1,0 +1,140 @@
+"""What all network types with a rank have in common: ranks, alphas and the layers they are for."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from lorabake.base import patterns
+from lorabake.base.cards import IfChanged, Settings
+from lorabake.base.lazy import lazy_module
+from lorabake.protocols.adapter import ByLayer, ForLayers
+from lorabake.protocols.family import Layer
+
+if TYPE_CHECKING:
+    from torch import nn
+else:
+    nn = lazy_module("torch.nn")
+
+
+SHAPES = IfChanged(refused="the weights so far have other shapes")
+STRENGTH = IfChanged(meaning="what was learned so far gets another strength")
+CONVOLUTIONS = ForLayers("resnet", "residual blocks with convolutions")
+
+
+class LayerSettings(Settings):
+    """Settings of every network type that changes layers one by one."""
+
+    module_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Chance of leaving out a layer's change altogether for one step. 0.1 to 0.3 where used."""
+
+
+class RankSettings(LayerSettings):
+    """Settings of every network type that has a rank."""
+
+    rank: Annotated[int, SHAPES] = Field(default=16, ge=1, le=1024)
+    """Rank of the change to each linear layer (also called dim). More rank holds more detail and makes a larger file; 8 to 32 serves most."""
+    alpha: Annotated[float | None, STRENGTH] = Field(default=None, gt=0)
+    """Scale of the change: it is multiplied by alpha / rank. Default: the rank itself, so that rank can be changed without touching the learning rate."""
+    conv_rank: Annotated[int | None, SHAPES, CONVOLUTIONS] = Field(default=None, ge=1, le=1024)
+    """Rank on convolutions and residual blocks; absent leaves them alone. Helps styles and textures, about doubles the file."""
+    conv_alpha: Annotated[float | None, STRENGTH, CONVOLUTIONS] = Field(default=None, gt=0)
+    """Alpha on convolutions. Default: the conv rank."""
+    block_rank: Annotated[dict[str, int] | None, ByLayer()] = None
+    """Table of ranks for some layers: pattern = rank, 0 leaves them alone. A pattern is a piece of a layer's name (mid_block, down_blocks.0) or a
+    regular expression; the first that is found decides. Alpha goes along, so that the scale of the change stays."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732), for high ranks; then give alpha, such as 4. The file's
+    alpha is written so that every client makes the same of it."""
+
+    @field_validator("block_rank")
+    @classmethod
+    def _is_a_table_of_ranks(cls, table: dict[str, int] | None) -> dict[str, int] | None:
+        for pattern, rank in (table or {}).items():
+            if not 0 <= rank <= 1024:
+                raise ValueError(f"the rank of '{pattern}' is {rank}: it must be from 0 (leave it alone) to 1024")
+        patterns.checked(table)
+        return table
+
+    @model_validator(mode="after")
+    def _conv_alpha_does_something(self) -> RankSettings:
+        if self.conv_alpha is not None and self.conv_rank is None:
+            raise ValueError("conv_alpha does nothing without conv_rank. Give both, or neither.")
+        return self
+
+    def metadata(self) -> dict[str, Any]:
+        """Dim, alpha and the arguments other trainers know."""
+        arguments = {
+            "conv_dim": self.conv_rank,
+            "conv_alpha": self.conv_alpha,
+            "module_dropout": self.module_dropout,
+            "block_rank": self.block_rank,
+            "rs_lora": self.rank_stabilized,
+        }
+        return {
+            "network_dim": self.rank,
+            "network_alpha": self.alpha or self.rank,
+            "network_args": {name: value for name, value in arguments.items() if value},
+        }
+
+    def rank_for(self, layer: Layer) -> int | None:
+        """Rank this layer gets; None leaves it alone. Time-embedding linears of residual blocks follow the linear rank, as other tools do."""
+        chosen = patterns.decide(self.block_rank, layer.names)
+        if chosen is not None:
+            return chosen or None
+        if layer.group == "resnet" and self.conv_rank is None:
+            return None
+        return self.conv_rank if is_spatial(layer.module) else self.rank
+
+    def alpha_for(self, layer: Layer) -> float:
+        """Alpha this layer gets, as files have it: the change is scaled by it, divided by the layer's rank."""
+        apart = self.conv_rank is not None and is_spatial(layer.module)
+        usual = self.conv_rank if apart and self.conv_rank else self.rank
+        alpha = float((self.conv_alpha if apart else self.alpha) or usual)
+        rank = self.rank_for(layer) or usual
+        if rank != usual:
+            alpha *= rank / usual
+        return alpha * math.sqrt(rank) if self.rank_stabilized else alpha
+
+    def reaches(self, layer: Layer) -> bool:
+        """Whether ``layer`` is a linear layer or convolution that gets a rank: transformer and text layers, residual blocks where asked for."""
+        return (
+            isinstance(layer.module, nn.Linear | nn.Conv2d)
+            and layer.group != "other"
+            and self.rank_for(layer) is not None
+        )
+
+
+class DecomposedSettings(RankSettings):
+    """Settings of network types with a rank that know Tucker's form on convolutions, and DoRA."""
+
+    tucker: Annotated[bool, SHAPES, CONVOLUTIONS] = False
+    """On convolutions larger than 1x1, a core of rank x rank cells between two 1x1 ones (Tucker's form): a fraction of the size at equal rank."""
+    dora: Annotated[bool, SHAPES] = False
+    """Learn the size of what makes each output apart from its direction (DoRA, arXiv 2402.09353). Nearer to full fine-tuning at low ranks, slower."""
+
+    @model_validator(mode="after")
+    def _tucker_does_something(self) -> DecomposedSettings:
+        if self.tucker and self.conv_rank is None:
+            raise ValueError("tucker does nothing without conv_rank: it is for convolutions. Give both, or neither.")
+        return self
+
+    def metadata(self) -> dict[str, Any]:
+        """Dim, alpha and the arguments other trainers know."""
+        told = super().metadata()
+        arguments = {"use_tucker": self.tucker, "dora_wd": self.dora}
+        return {
+            **told,
+            "network_args": {**told["network_args"], **{name: True for name, on in arguments.items() if on}},
+        }
+
+    def is_tucker(self, layer: Layer) -> bool:
+        """Whether this layer gets Tucker's form."""
+        return self.tucker and is_spatial(layer.module)
+
+
+def is_spatial(module: nn.Module) -> bool:
+    """Whether it is a convolution that looks beyond its own cell."""
+    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)

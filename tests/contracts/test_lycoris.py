@@ -1,0 +1,112 @@
+"""Against LyCORIS, layer by layer: the same weights give the same output and gradients, our tensors load there and theirs here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from lycoris.modules.loha import LohaModule
+from torch import Tensor
+
+from lorabake.adapters import graft, graft_file
+from lorabake.base.cards import find
+
+RANK, ALPHA = 2, 1.5
+COMMON = {"rank": RANK, "alpha": ALPHA, "conv_rank": RANK, "conv_alpha": ALPHA}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network type with one set of options, ours and theirs."""
+
+    adapter: str
+    theirs: Any
+    ours: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    strengths: tuple[float, ...] = (1.0, 0.6)
+    """Multipliers at which both mean the same."""
+
+
+CASES = {
+    "loha": Case("loha", LohaModule, COMMON),
+    "loha tucker": Case("loha", LohaModule, {**COMMON, "tucker": True}, {"use_tucker": True}),
+    "loha rs": Case("loha", LohaModule, {**COMMON, "rank_stabilized": True}, {"rs_lora": True}),
+    "loha dora": Case("loha", LohaModule, {**COMMON, "dora": True}, {"weight_decompose": True}, (1.0,)),
+}
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def module(case: Case, base: Any) -> Any:
+    """Theirs on a layer, with weights as after training."""
+    theirs = case.theirs("layer", base, 1.0, RANK, ALPHA, **case.options)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return theirs
+
+
+def result(layer: Any, x: Tensor, named: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output, and gradients by name."""
+    out = layer(x)
+    weighting = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    grads = torch.autograd.grad((out * weighting).sum(), list(named.values()))
+    return out.detach(), dict(zip(named, grads, strict=True))
+
+
+@cases
+def test_what_theirs_saves_is_the_same_here(layers: Any, case: Case) -> None:
+    seen = 0
+    for index, layer in enumerate(layers.layers()):
+        x, theirs = layers.inputs[index], module(case, layer.module)
+        saved = {name: tensor.detach().clone() for name, tensor in theirs.custom_state_dict().items()}
+        for strength in case.strengths:
+            theirs.multiplier = strength
+            theirs.apply_to()
+            expected = layer.module(x).detach()
+            theirs.restore()
+            ours = graft_file(layers, case.adapter, {layer.key: saved}, strength)
+            torch.testing.assert_close(layers.root[index](x), expected, rtol=1e-4, atol=1e-5)
+            with ours.ahead():
+                torch.testing.assert_close(layers.root[index](x), expected, rtol=1e-4, atol=1e-5)
+            ours.remove()
+            assert (expected - layer.module(x)).abs().max() > 1e-3
+        seen += 1
+    assert seen == len(layers.inputs)
+
+
+@cases
+def test_ours_loads_there_with_the_same_output_and_gradients(layers: Any, case: Case, shuffle: Any) -> None:
+    card = find("adapter", case.adapter)
+    ours = graft(layers, case.adapter, card.settings(**case.ours), seed=1, parts=("denoiser",))
+    shuffle(ours)
+    ours.training = True
+    tensors, parameters = ours.tensors(), ours.parameters()["denoiser"]
+    modules = dict(enumerate(layers.root))
+    for index, layer in enumerate(layers.layers()):
+        own = {name.removeprefix(f"{layer.key}."): t for name, t in tensors.items() if name.startswith(f"{layer.key}.")}
+        trained = {name: p for name, p in parameters.items() if name.startswith(f"{layer.key}.")}
+        theirs = case.theirs("layer", layer.module, 1.0, RANK, ALPHA, **case.options)
+        named = dict(theirs.named_parameters())
+        with torch.no_grad():
+            for name, parameter in named.items():
+                parameter.copy_(own[name])
+        assert named.keys() == {name.removeprefix(f"{layer.key}.") for name in trained}
+        assert math.isclose(float(theirs.alpha), float(own["alpha"]), rel_tol=1e-6)
+        theirs.apply_to()
+        expected, expected_grads = result(layer.module, layers.inputs[index], named)
+        theirs.restore()
+        out, grads = result(modules[index], layers.inputs[index], trained)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+        for name, grad in grads.items():
+            if (
+                "dora" not in case.options and "weight_decompose" not in case.options
+            ):  # they differentiate the norm, too
+                torch.testing.assert_close(
+                    grad, expected_grads[name.removeprefix(f"{layer.key}.")], rtol=1e-3, atol=1e-4
+                )
+    ours.remove()
