@@ -42,7 +42,7 @@ def test_the_norm_is_that_of_the_change(grafted: Any) -> None:
 def test_the_norm_of_grouped_convolutions() -> None:
     base = torch.nn.Conv2d(8, 12, 3, groups=2)
     weights = {
-        "lora_down.weight": torch.randn(4, 4, 3, 3),
+        "lora_down.weight": torch.randn(2, 4, 3, 3),
         "lora_up.weight": torch.randn(12, 2, 1, 1),
         "alpha": torch.tensor(3.0),
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lycoris.modules.locon import LoConModule
 from lycoris.modules.loha import LohaModule
 from torch import Tensor
 
@@ -25,13 +26,26 @@ class Case:
 
     adapter: str
     theirs: Any
-    ours: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    ours: Mapping[str, Any]
+    """Settings. Empty: it is read, and never trained."""
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     strengths: tuple[float, ...] = (1.0, 0.6)
     """Multipliers at which both mean the same."""
 
 
 CASES = {
+    "lora": Case("lora", LoConModule, COMMON),
+    "lora tucker": Case("lora", LoConModule, {**COMMON, "tucker": True}, {"use_tucker": True}),
+    "lora rs": Case("lora", LoConModule, {**COMMON, "rank_stabilized": True}, {"rs_lora": True}),
+    "lora dora": Case("lora", LoConModule, {**COMMON, "dora": True}, {"weight_decompose": True}, (1.0,)),
+    "lora dora by inputs": Case("lora", LoConModule, {}, {"weight_decompose": True, "wd_on_out": False}, (1.0,)),
+    "lora tucker dora": Case(
+        "lora",
+        LoConModule,
+        {**COMMON, "tucker": True, "dora": True},
+        {"use_tucker": True, "weight_decompose": True},
+        (1.0,),
+    ),
     "loha": Case("loha", LohaModule, COMMON),
     "loha tucker": Case("loha", LohaModule, {**COMMON, "tucker": True}, {"use_tucker": True}),
     "loha rs": Case("loha", LohaModule, {**COMMON, "rank_stabilized": True}, {"rs_lora": True}),
@@ -79,7 +93,9 @@ def test_what_theirs_saves_is_the_same_here(layers: Any, case: Case) -> None:
     assert seen == len(layers.inputs)
 
 
-@cases
+@pytest.mark.parametrize(
+    "case", [case for case in CASES.values() if case.ours], ids=[name for name, case in CASES.items() if case.ours]
+)
 def test_ours_loads_there_with_the_same_output_and_gradients(layers: Any, case: Case, shuffle: Any) -> None:
     card = find("adapter", case.adapter)
     ours = graft(layers, case.adapter, card.settings(**case.ours), seed=1, parts=("denoiser",))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from lorabake.base import patterns
 from lorabake.base.cards import IfChanged, Settings
@@ -14,13 +15,16 @@ from lorabake.protocols.adapter import ByLayer, ForLayers
 from lorabake.protocols.family import Layer
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
 else:
-    nn = lazy_module("torch.nn")
+    torch, nn = lazy_module("torch"), lazy_module("torch.nn")
 
 
 SHAPES = IfChanged(refused="the weights so far have other shapes")
 STRENGTH = IfChanged(meaning="what was learned so far gets another strength")
+Decomposed = TypeVar("Decomposed", bound="DecomposedSettings")
+
 CONVOLUTIONS = ForLayers("resnet", "residual blocks with convolutions")
 
 
@@ -114,6 +118,30 @@ class DecomposedSettings(RankSettings):
     """On convolutions larger than 1x1, a core of rank x rank cells between two 1x1 ones (Tucker's form): a fraction of the size at equal rank."""
     dora: Annotated[bool, SHAPES] = False
     """Learn the size of what makes each output apart from its direction (DoRA, arXiv 2402.09353). Nearer to full fine-tuning at low ranks, slower."""
+
+    _by_inputs: bool = PrivateAttr(default=False)
+    """Of a file: DoRA's magnitudes are those of inputs, as LyCORIS wrote them before version 3.2. Nothing new is trained so."""
+
+    @classmethod
+    def of_file(cls: type[Decomposed], rank: int, tensors: Mapping[str, Tensor], *, tucker: bool) -> Decomposed:
+        """Settings that make a layer able to hold a file's tensors, which may be more than we would train: a rank above the limit, an alpha of 0.
+
+        A file without alpha means alpha = rank.
+        """
+        alpha, magnitudes = float(tensors.get("alpha", rank)), tensors.get("dora_scale")
+        settings = cls.model_construct(
+            rank=rank, alpha=alpha, conv_rank=rank, conv_alpha=alpha, tucker=tucker, dora=magnitudes is not None
+        )
+        settings._by_inputs = magnitudes is not None and magnitudes.shape[0] == 1 and magnitudes.shape[1] != 1
+        return settings
+
+    def magnitudes(self, weight: Tensor) -> dict[str, Tensor]:
+        """DoRA's magnitudes at birth by name in the file, (out, 1) or (out, 1, 1, 1); nothing without DoRA."""
+        if not self.dora:
+            return {}
+        kept = 1 if self._by_inputs else 0
+        axes = tuple(axis for axis in range(weight.dim()) if axis != kept)
+        return {"dora_scale": torch.linalg.vector_norm(weight.float(), dim=axes, keepdim=True)}
 
     @model_validator(mode="after")
     def _tucker_does_something(self) -> DecomposedSettings:

@@ -75,16 +75,16 @@ class WeightType:
         if training and settings.module_dropout and torch.rand(()) < settings.module_dropout:
             return base(x)
         origin: Any = getattr(base, "origin", base)  # below other adapters, if there are any
-        change = None if _of_inputs(weights, origin) else self.thin(origin, x, weights)
+        change = None if of_inputs(weights, origin) else self.thin(origin, x, weights)
         if change is not None:
-            return self._beside(base, origin, x, change, weights, multiplier)
+            return self.beside(base, origin, x, change, weights, multiplier)
         if base is origin and not isinstance(base, ComputedWeight) and x.dtype == origin.weight.dtype == torch.float32:
             return kernels.with_weight(origin, x, self.changed(origin.weight, weights, multiplier))
         frozen = origin.weight.float()
         moved = (self.changed(frozen, weights, multiplier) - frozen).to(x.dtype)
         return base(x) + kernels.with_weight(origin, x, moved, bias=False)
 
-    def _beside(
+    def beside(
         self,
         base: nn.Module,
         origin: Any,
@@ -140,12 +140,7 @@ def norms_of(weight: Tensor, magnitudes: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight, dim=axes, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
-def magnitudes_of(weight: Tensor) -> Tensor:
-    """DoRA's magnitudes at birth: the norm of what makes each output, (out, 1) or (out, 1, 1, 1)."""
-    return torch.linalg.vector_norm(weight.float(), dim=tuple(range(1, weight.dim())), keepdim=True)
-
-
-def _of_inputs(tensors: Mapping[str, Tensor], origin: Any) -> bool:
+def of_inputs(tensors: Mapping[str, Tensor], origin: Any) -> bool:
     """Whether its magnitudes are those of inputs, as LyCORIS wrote them before version 3.2."""
     magnitudes = tensors.get("dora_scale")
     return magnitudes is not None and magnitudes.shape[0] != origin.weight.shape[0]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lorabake.adapters._ranks import DecomposedSettings
-from lorabake.adapters._weight import WeightType, magnitudes_of
+from lorabake.adapters._weight import WeightType
 from lorabake.base.lazy import lazy_module
 from lorabake.protocols.adapter import AdapterCard
 from lorabake.protocols.family import Layer
@@ -53,9 +53,7 @@ class Loha(WeightType):
             born[f"hada_w{half}_a"] = torch.empty(shapes[0]).normal_(0, 0.1, generator=generator)
             born[f"hada_w{half}_b"] = torch.empty(shapes[1]).normal_(0, 1, generator=generator)
         born["hada_w2_a"].zero_()
-        if settings.dora:
-            born["dora_scale"] = magnitudes_of(frozen)
-        return born, {"alpha": torch.tensor(settings.alpha_for(layer))}
+        return {**born, **settings.magnitudes(frozen)}, {"alpha": torch.tensor(settings.alpha_for(layer))}
 
     def change(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """s·(A1 B1) ∘ (A2 B2)."""
@@ -83,17 +81,8 @@ class Loha(WeightType):
         return kernels.low_rank_product(x, down_RI, up_OR)
 
     def settings_of(self, weights: Mapping[str, Tensor]) -> LohaSettings:
-        """Rank, form and alpha as the tensors have them; a file without alpha means alpha = rank."""
-        rank = weights["hada_w1_b"].shape[0]
-        alpha = float(weights["alpha"]) if "alpha" in weights else float(rank)
-        return LohaSettings.model_construct(
-            rank=rank,
-            alpha=alpha,
-            conv_rank=rank,
-            conv_alpha=alpha,
-            tucker="hada_t1" in weights,
-            dora="dora_scale" in weights,
-        )
+        """Rank, form and alpha as the tensors have them."""
+        return LohaSettings.of_file(weights["hada_w1_b"].shape[0], weights, tucker="hada_t1" in weights)
 
 
 def _thin_pays(rows: int, inputs: int, outputs: int, rank: int, learning: bool) -> bool:

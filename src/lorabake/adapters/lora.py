@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lorabake.adapters._ranks import RankSettings
+from lorabake.adapters._ranks import DecomposedSettings
+from lorabake.adapters._weight import WeightType, of_inputs
 from lorabake.base.lazy import lazy_module
 from lorabake.protocols.adapter import AdapterCard
 from lorabake.protocols.family import ComputedWeight, Layer
@@ -27,7 +28,7 @@ else:
     kernels = lazy_module("lorabake.adapters._kernels")
 
 
-class LoraSettings(RankSettings):
+class LoraSettings(DecomposedSettings):
     """Settings of ``lora``."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -42,29 +43,28 @@ class LoraSettings(RankSettings):
         return {**told, "network_dropout": self.dropout or None, "network_args": {**told["network_args"], **arguments}}
 
 
-class Lora:
+class Lora(WeightType):
     """The :class:`~lorabake.protocols.adapter.LayerType` of LoRA."""
-
-    def fits(self, layer: Layer, settings: LoraSettings) -> bool:
-        """Transformer and text layers always; residual blocks where a conv rank is given."""
-        return settings.reaches(layer)
 
     def create(
         self, layer: Layer, settings: LoraSettings, generator: Generator
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """``lora_down`` uniform in ±1/sqrt(fan in) (Kaiming with a = sqrt 5), ``lora_up`` zero."""
+        """``lora_down`` and ``lora_mid`` uniform in ±1/sqrt(fan in) (Kaiming with a = sqrt 5), ``lora_up`` zero."""
         rank, weight = settings.rank_for(layer), layer.module.weight
         assert rank is not None and isinstance(weight, torch.Tensor)
-        groups = getattr(layer.module, "groups", 1)
         kernel = weight.shape[2:]
-        down = torch.empty(rank * groups, weight.shape[1], *kernel)
-        bound = 1 / math.sqrt(down[0].numel())
-        down.uniform_(-bound, bound, generator=generator)
-        up = torch.zeros(rank, weight.shape[0], *(1 for _ in kernel)).transpose(
+        ones = [1 for _ in kernel]
+        tucker = settings.is_tucker(layer)
+        born = {"lora_down.weight": torch.empty(rank, weight.shape[1], *(ones if tucker else kernel))}
+        if tucker:
+            born["lora_mid.weight"] = torch.empty(rank, rank, *kernel)
+        for tensor in born.values():
+            bound = 1 / math.sqrt(tensor[0].numel())
+            tensor.uniform_(-bound, bound, generator=generator)
+        born["lora_up.weight"] = torch.zeros(rank, weight.shape[0], *ones).transpose(
             0, 1
         )  # in memory as products make its gradient
-        alpha = torch.tensor(settings.alpha_for(layer))
-        return {"lora_down.weight": down, "lora_up.weight": up}, {"alpha": alpha}
+        return {**born, **settings.magnitudes(weight)}, {"alpha": torch.tensor(settings.alpha_for(layer))}
 
     def forward(
         self,
@@ -76,30 +76,54 @@ class Lora:
         training: bool,
     ) -> Tensor:
         """The base's output plus the scaled low-rank change."""
-        down, up = weights["lora_down.weight"], weights["lora_up.weight"]
-        scale = multiplier * float(weights["alpha"]) / up.shape[1]
-        if training and settings.module_dropout and torch.rand(()) < settings.module_dropout:
+        drops = training and (settings.dropout or settings.rank_dropout or settings.module_dropout)
+        if not drops and _is_plain(weights):
+            down, up = weights["lora_down.weight"], weights["lora_up.weight"]
+            scale = multiplier * float(weights["alpha"]) / up.shape[1]
+            if _merges(base, x, up.shape[1]):
+                weight = kernels.merged(base.weight, down, up, scale)  # pyright: ignore[reportArgumentType]
+                return kernels.with_weight(base, x, weight)  # pyright: ignore[reportArgumentType]
+            if isinstance(base, nn.Linear):
+                return kernels.low_rank_layer(base, x, down, up, scale)
+            if kernels.is_pointwise(base, x):
+                return kernels.low_rank_cells(x, base, down, up, scale)  # pyright: ignore[reportArgumentType]
+        if drops and settings.module_dropout and torch.rand(()) < settings.module_dropout:
             return base(x)
-        drops = training and (settings.dropout or settings.rank_dropout)
-        if not drops and _merges(base, x, up.shape[1]):
-            weight = kernels.merged(base.weight, down, up, scale)  # pyright: ignore[reportArgumentType]
-            return kernels.with_weight(base, x, weight)  # pyright: ignore[reportArgumentType]
-        if isinstance(base, nn.Linear) and not drops:
-            return kernels.low_rank_layer(base, x, down, up, scale)
-        if not drops and kernels.is_pointwise(base, x):
-            return kernels.low_rank_cells(x, base, down, up, scale)  # pyright: ignore[reportArgumentType]
         origin: Any = getattr(base, "origin", base)  # below other adapters, if there are any
-        down, up = down.to(x.dtype), up.to(x.dtype)
-        linear = isinstance(origin, nn.Linear)
-        thin = (
-            F.linear(x, down)
-            if linear
-            else F.conv2d(x, down, None, origin.stride, origin.padding, origin.dilation, origin.groups)
+        change = self._thin(origin, x, weights, settings if drops else None)
+        if change is None or of_inputs(weights, origin):
+            return super().forward(base, x, weights, multiplier, settings, training=False)
+        return self.beside(base, origin, x, change, weights, multiplier)
+
+    def change(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """s·B·A; with a core M between them, what the three convolutions make together."""
+        down, up = (
+            tensor.flatten(-3) if weight.dim() > 3 else tensor  # 1 x 1 or not, convolutions have two axes more
+            for tensor in (tensors["lora_down.weight"], tensors["lora_up.weight"])
         )
-        if drops:
-            thin = _drop(thin, settings, channels_last=linear)
-        change = F.linear(thin, up) if linear else F.conv2d(thin, up, groups=origin.groups)
-        return torch.add(base(x), change, alpha=scale)
+        up = up * (float(tensors["alpha"]) / up.shape[-1])
+        if (mid := tensors.get("lora_mid.weight")) is not None:
+            return torch.einsum("...mnhw,...om,...ni->...oihw", mid, up, down)
+        return (up @ down).view(weight.shape)
+
+    def thin(self, base: nn.Module, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """One thin layer after the other."""
+        return self._thin(base, x, tensors, None)
+
+    def _thin(
+        self, base: Any, x: Tensor, tensors: Mapping[str, Tensor], dropping: LoraSettings | None
+    ) -> Tensor | None:
+        down, up = tensors["lora_down.weight"].to(x.dtype), tensors["lora_up.weight"].to(x.dtype)
+        up = up * (float(tensors["alpha"]) / up.shape[1])
+        if isinstance(base, nn.Linear):
+            thin = F.linear(x, down)
+            return F.linear(_drop(thin, dropping, channels_last=True) if dropping else thin, up)
+        if base.groups != 1:
+            return None
+        if (mid := tensors.get("lora_mid.weight")) is not None:
+            x, down = F.conv2d(x, down), mid.to(x.dtype)
+        thin = F.conv2d(x, down, None, base.stride, base.padding, base.dilation)
+        return F.conv2d(_drop(thin, dropping, channels_last=False) if dropping else thin, up)
 
     def changed_weights(
         self,
@@ -110,21 +134,15 @@ class Lora:
         training: bool,
     ) -> Tensor | None:
         """W + s·B·A of all layers in one product; None where something is dropped on the way."""
-        if training and (settings.dropout or settings.rank_dropout or settings.module_dropout):
+        if training and (settings.dropout or settings.rank_dropout):
             return None
+        if not _is_plain(tensors[0]) or settings.module_dropout:
+            return super().changed_weights(weights_L, tensors, multiplier, settings, training)
         downs_LRI = torch.stack([kernels.rows_of(of["lora_down.weight"]) for of in tensors])
         ups_LRO = torch.stack([of["lora_up.weight"].flatten(1).t() for of in tensors])  # as they lie in memory
         scale = multiplier * float(tensors[0]["alpha"]) / ups_LRO.shape[1]
         changed_LOI = torch.baddbmm(kernels.rows_of(weights_L), ups_LRO.transpose(1, 2), downs_LRI, alpha=scale)
         return kernels.weights_of(changed_LOI, weights_L[0])
-
-    def delta(self, base: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
-        """s·B·A in the shape of the base's weight."""
-        down, up = weights["lora_down.weight"], weights["lora_up.weight"]
-        groups = getattr(base, "groups", 1)
-        ups, downs = up.flatten(1).chunk(groups), down.flatten(1).chunk(groups)
-        product = torch.cat([u @ d for u, d in zip(ups, downs, strict=True)])
-        return product.view(up.shape[0], *down.shape[1:]) * (float(weights["alpha"]) / up.shape[1])
 
     def rescaled(self, weights: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
         """The factor goes into B, which is zero at birth."""
@@ -132,8 +150,8 @@ class Lora:
 
     def change_norm(self, base: nn.Module, weights: Mapping[str, Tensor]) -> Tensor:
         """‖s·B·A‖ from rank × rank products: ‖B·A‖² = ⟨BᵀB, A·Aᵀ⟩."""
-        if getattr(base, "groups", 1) != 1:
-            return torch.linalg.vector_norm(self.delta(base, weights))
+        if not _is_plain(weights):
+            return torch.linalg.vector_norm(self.change(base.weight, weights))  # pyright: ignore[reportArgumentType]
         down_RI, up_OR = weights["lora_down.weight"].flatten(1), weights["lora_up.weight"].flatten(1)
         squared = ((up_OR.t() @ up_OR) * (down_RI @ down_RI.t())).sum().clamp(min=0)
         return squared.sqrt() * (float(weights["alpha"]) / up_OR.shape[1])
@@ -145,11 +163,13 @@ class Lora:
         weights["lora_up.weight"].mul_(root)
 
     def settings_of(self, weights: Mapping[str, Tensor]) -> LoraSettings:
-        """Rank and alpha as the tensors have them; a file without alpha means alpha = rank."""
-        rank = weights["lora_up.weight"].shape[1]
-        alpha = float(weights["alpha"]) if "alpha" in weights else float(rank)
-        # Files may hold more than we would train: a rank above the limit, an alpha of 0.
-        return LoraSettings.model_construct(rank=rank, alpha=alpha, conv_rank=rank, conv_alpha=alpha)
+        """Rank, form and alpha as the tensors have them."""
+        return LoraSettings.of_file(weights["lora_up.weight"].shape[1], weights, tucker="lora_mid.weight" in weights)
+
+
+def _is_plain(weights: Mapping[str, Tensor]) -> bool:
+    """Whether the change is B·A and nothing else."""
+    return "dora_scale" not in weights and "lora_mid.weight" not in weights
 
 
 def _merges(base: nn.Module, x: Tensor, rank: int) -> bool:
