@@ -11,12 +11,14 @@ import pytest
 import torch
 from lycoris.modules.locon import LoConModule
 from lycoris.modules.loha import LohaModule
+from lycoris.modules.lokr import LokrModule
 from torch import Tensor
 
 from lorabake.adapters import graft, graft_file
 from lorabake.base.cards import find
 
 RANK, ALPHA = 2, 1.5
+ONE = {"rank": 1, "conv_rank": 1}
 COMMON = {"rank": RANK, "alpha": ALPHA, "conv_rank": RANK, "conv_alpha": ALPHA}
 
 
@@ -31,6 +33,10 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     strengths: tuple[float, ...] = (1.0, 0.6)
     """Multipliers at which both mean the same."""
+
+    def make(self, base: Any) -> Any:
+        """Theirs, newborn."""
+        return self.theirs("layer", base, 1.0, **{"lora_dim": RANK, "alpha": ALPHA, **self.options})
 
 
 CASES = {
@@ -50,13 +56,29 @@ CASES = {
     "loha tucker": Case("loha", LohaModule, {**COMMON, "tucker": True}, {"use_tucker": True}),
     "loha rs": Case("loha", LohaModule, {**COMMON, "rank_stabilized": True}, {"rs_lora": True}),
     "loha dora": Case("loha", LohaModule, {**COMMON, "dora": True}, {"weight_decompose": True}, (1.0,)),
+    "lokr": Case("lokr", LokrModule, COMMON),
+    "lokr factor": Case("lokr", LokrModule, {**COMMON, "factor": 2}, {"factor": 2}),
+    "lokr low rank": Case("lokr", LokrModule, {**COMMON, **ONE, "factor": 2}, {"factor": 2, "lora_dim": 1}),
+    "lokr tucker": Case(
+        "lokr",
+        LokrModule,
+        {**COMMON, **ONE, "factor": 2, "tucker": True},
+        {"factor": 2, "lora_dim": 1, "use_tucker": True},
+    ),
+    "lokr both": Case(
+        "lokr", LokrModule, {**COMMON, **ONE, "decompose_both": True}, {"lora_dim": 1, "decompose_both": True}
+    ),
+    "lokr full": Case(
+        "lokr", LokrModule, {**COMMON, "factor": 3, "full_matrix": True}, {"factor": 3, "full_matrix": True}
+    ),
+    "lokr dora": Case("lokr", LokrModule, {**COMMON, "dora": True}, {"weight_decompose": True}, (1.0,)),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
 def module(case: Case, base: Any) -> Any:
     """Theirs on a layer, with weights as after training."""
-    theirs = case.theirs("layer", base, 1.0, RANK, ALPHA, **case.options)
+    theirs = case.make(base)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in theirs.parameters():
@@ -106,7 +128,7 @@ def test_ours_loads_there_with_the_same_output_and_gradients(layers: Any, case: 
     for index, layer in enumerate(layers.layers()):
         own = {name.removeprefix(f"{layer.key}."): t for name, t in tensors.items() if name.startswith(f"{layer.key}.")}
         trained = {name: p for name, p in parameters.items() if name.startswith(f"{layer.key}.")}
-        theirs = case.theirs("layer", layer.module, 1.0, RANK, ALPHA, **case.options)
+        theirs = case.make(layer.module)
         named = dict(theirs.named_parameters())
         with torch.no_grad():
             for name, parameter in named.items():
