@@ -34,6 +34,7 @@ TRAINED: dict[str, Sequence[Level]] = {
     "noise": ({}, {"objective.noise": "offset", "objective.noise_offset_random": True}, {"objective.noise": "pyramid"},
               {"objective.input_perturbation": 0.1, "objective.input_perturbation_random": True}),
     "timesteps": ({}, {"objective.timesteps": "stratified"}, {"objective.timesteps": "logit-normal"},
+                  {"objective.timesteps": "sigmoid", "objective.stratified": True},
                   {"objective.min_timestep": 100, "objective.max_timestep": 700}),
     "captions": ({}, {"data.captions.shuffle": True, "data.captions.keep_tokens": 1}, {"data.captions.tag_dropout": 0.3},
                  {"data.captions.caption_dropout_every_n_epochs": 2}, {"data.captions.token_warmup": 0.5},
