@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lorabake.base.cards import cards
 from lorabake.base.errors import Problem, Problems, UserError
@@ -12,6 +12,9 @@ from lorabake.base.machine import Device, Precision, check_device, usual_device,
 from lorabake.base.places import POCKET_MODEL, expanded
 from lorabake.families.networks.describe import describe
 from lorabake.protocols.family import FamilyCard, Model, ModelFacts, ModelSource, Part, Prediction, Reader, TextOptions
+
+if TYPE_CHECKING:
+    from lorabake.families.networks.footprint import Footprint
 
 _BASES = "Give a .safetensors file, a model folder in diffusers layout, or 'pocket' for the embedded model."
 _PARTS = "Give a .safetensors file or a folder."
@@ -106,6 +109,25 @@ def load_on(
     model.wake([*model.parts, "vae"])
     on_note(f"blocks_to_swap: {told()}{' On a CPU that saves nothing.' if device == 'cpu' else ''}")
     return model
+
+
+def footprint(facts: ModelFacts, precision: str = "fp32", **options: Any) -> Footprint:
+    """Bytes of the weights of the model that ``facts`` describe, as they are and in fewer bits; no weight is read.
+
+    Args:
+        facts: the model.
+        precision: of its weights, ``fp32``, ``bf16`` or ``fp16``.
+        **options: the family's other options: clip_skip …
+
+    Raises:
+        Problems: the files' tensors are not the network's; all of them are named.
+    """
+    import torch
+
+    from lorabake.families.networks.footprint import footprint as of
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return of(load_model(facts, late=True, dtype=dtype, device="cpu", **options))
 
 
 def too_few_to_swap(count: int) -> str:

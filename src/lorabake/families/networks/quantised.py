@@ -75,6 +75,15 @@ def stored(weight_OI: Tensor, kind: Quantisation) -> Stored:
     return Stored(kind, values, scale, shape, weight_OI.dtype)
 
 
+def stored_size(shape: tuple[int, int], kind: Quantisation) -> int:
+    """Bytes of a weight OI in few bits, scales included; no weight is needed."""
+    rows, columns = shape
+    if kind == "nf4":
+        blocks = -(-rows * columns // _BLOCK)
+        return blocks * (_BLOCK // 2 + 4)
+    return rows * columns + 4 * rows
+
+
 class QuantisedLinear(ComputedWeight, nn.Linear):
     """A linear layer whose weight is stored in few bits. ``weight`` computes it, frozen."""
 
