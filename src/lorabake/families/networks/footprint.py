@@ -33,7 +33,7 @@ def footprint(model: Model) -> Footprint:
         for layer in quantised_layers(model):
             weight = layer.module.weight
             assert isinstance(weight, nn.Parameter)
-            sizes[layer.part] += stored_size(tuple(weight.shape), kind) - weight.nbytes
+            sizes[layer.part] += stored_size(weight, kind) - weight.nbytes
         found[kind] = sizes
     return Footprint(plain, found)
 

@@ -75,13 +75,11 @@ def stored(weight_OI: Tensor, kind: Quantisation) -> Stored:
     return Stored(kind, values, scale, shape, weight_OI.dtype)
 
 
-def stored_size(shape: tuple[int, int], kind: Quantisation) -> int:
-    """Bytes of a weight OI in few bits, scales included; no weight is needed."""
-    rows, columns = shape
+def stored_size(weight_OI: Tensor, kind: Quantisation) -> int:
+    """Bytes of a weight in few bits, scales included. Its shape is enough: it may be on the meta device."""
     if kind == "nf4":
-        blocks = -(-rows * columns // _BLOCK)
-        return blocks * (_BLOCK // 2 + 4)
-    return rows * columns + 4 * rows
+        return -(-weight_OI.numel() // _BLOCK) * (_BLOCK // 2 + 4)
+    return weight_OI.numel() + 4 * len(weight_OI)
 
 
 class QuantisedLinear(ComputedWeight, nn.Linear):
