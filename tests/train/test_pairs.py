@@ -53,7 +53,7 @@ TRAINED: dict[str, Sequence[Level]] = {
                  {"schedule.name": "linear", "schedule.warmup": "2 steps"}, {"schedule.name": "inverse-sqrt"}),
     "rates": ({}, {"optimizer.text_encoder_lr": 0.0}, {"optimizer.lora_plus_ratio": 4.0}, {"optimizer.block_lr": {"mid_block": 2e-4}}),
     "adapter": ({}, {"adapter.conv_rank": 2}, {"adapter.dropout": 0.2, "adapter.rank_dropout": 0.2, "adapter.module_dropout": 0.2},
-                {"adapter.rank_stabilized": True, "adapter.alpha": 2.0}, {"adapter.block_rank": {"down_blocks": 0}}),
+                {"adapter.rank_stabilized": True, "adapter.alpha": 2.0}, {"adapter.block_rank": {"down_blocks": 0}, "adapter.block_alpha": {"mid_block": 0.5}}),
     "step": ({}, {"train.gradient_accumulation": 2}, {"train.gradient_checkpointing": True}, {"train.precision": "bf16"},
              {"train.gradient_checkpointing": True, "train.blocks_to_swap": 4},
              {"train.max_weight_norm": 0.5}, {"train.ema": [0.5, 0.9]}),

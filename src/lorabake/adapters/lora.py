@@ -47,6 +47,9 @@ class LoraSettings(Settings):
     block_rank: Annotated[dict[str, int] | None, ByLayer()] = None
     """Table of ranks for some layers: pattern = rank, 0 leaves them alone. A pattern is a piece of a layer's name (mid_block, down_blocks.0) or a
     regular expression; the first that is found decides. Alpha goes along, so that the scale of the change stays."""
+    block_alpha: Annotated[dict[str, float] | None, _STRENGTH, ByLayer()] = None
+    """Table of alphas for some layers: pattern = alpha, with patterns as in block_rank. Their change is scaled by that alpha / their rank, also where
+    block_rank gives them another. Other layers: alpha and conv_alpha, along with the rank."""
     rank_stabilized: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732), for high ranks; then give alpha, such as 4. The file's
     alpha is written so that every client makes the same of it."""
@@ -66,6 +69,15 @@ class LoraSettings(Settings):
         patterns.checked(table)
         return table
 
+    @field_validator("block_alpha")
+    @classmethod
+    def _is_a_table_of_alphas(cls, table: dict[str, float] | None) -> dict[str, float] | None:
+        for pattern, alpha in (table or {}).items():
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"the alpha of '{pattern}' is {alpha:g}: it must be above 0. For none: block_rank 0")
+        patterns.checked(table)
+        return table
+
     @model_validator(mode="after")
     def _conv_alpha_does_something(self) -> LoraSettings:
         if self.conv_alpha is not None and self.conv_rank is None:
@@ -80,6 +92,7 @@ class LoraSettings(Settings):
             "rank_dropout": self.rank_dropout,
             "module_dropout": self.module_dropout,
             "block_rank": self.block_rank,
+            "block_alpha": self.block_alpha,
             "rs_lora": self.rank_stabilized,
         }
         return {
@@ -104,7 +117,10 @@ class LoraSettings(Settings):
         usual = self.conv_rank if apart and self.conv_rank else self.rank
         alpha = float((self.conv_alpha if apart else self.alpha) or usual)
         rank = self.rank_for(layer) or usual
-        if rank != usual:
+        chosen = patterns.decide(self.block_alpha, layer.names)
+        if chosen is not None:
+            alpha = float(chosen)
+        elif rank != usual:
             alpha *= rank / usual
         return alpha * math.sqrt(rank) if self.rank_stabilized else alpha
 
