@@ -154,6 +154,7 @@ def generate(
     t5_tokens: int | None = None,
     device: Device | None = None,
     precision: Precision | None = None,
+    blocks_to_swap: int = 0,
     on_note: Callable[[str], None] = _warn,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Image]:
@@ -170,6 +171,7 @@ def generate(
         t5_tokens: tokens of a prompt that T5 reads, 1 to 512; default: as the LoRAs were trained, else as the model was.
         device: ``cpu`` or ``cuda``; default: the GPU if there is one.
         precision: ``fp32`` or ``bf16``; default: bf16 on a GPU that has it, fp32 on a CPU.
+        blocks_to_swap: so many of the denoiser's blocks wait in main memory until their turn, for models larger than the card: 3 or more, or 0.
         on_note: told what is allowed and probably not meant, such as a prompt whose end is not read; default: a Python warning.
         progress: called with (denoising steps done, in all).
 
@@ -188,7 +190,7 @@ def generate(
     facts = inspect_model(**source_of({}, base, vae, text_encoders, prediction))
     asked: TextOptions = {"clip_skip": clip_skip, "max_tokens": max_tokens, "t5_tokens": t5_tokens}
     chosen, options = _readable(facts, prompts, [path for path, _ in files], asked, on_note)
-    model = load_on(facts, device, precision, **options)
+    model = load_on(facts, device, precision, blocks_to_swap=blocks_to_swap, on_note=on_note, **options)
     reschedule(model, schedule_of(facts, [path for path, _ in files]))
     for path, weight in files:
         apply_lora(model, path, weight)
@@ -216,6 +218,7 @@ def grid(
     t5_tokens: int | None = None,
     device: Device | None = None,
     precision: Precision | None = None,
+    blocks_to_swap: int = 0,
     on_note: Callable[[str], None] = _warn,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Image:
@@ -228,7 +231,7 @@ def grid(
         seeds: draw each prompt with each of these.
         last: only the checkpoints of as many steps, the newest; or only as many of the files, the last ones.
         base: as for :func:`generate`; default: the run's own, with its VAE and text encoders.
-        vae, text_encoders, prediction, clip_skip, max_tokens, t5_tokens, device, precision, on_note: as for :func:`generate`.
+        vae, text_encoders, prediction, clip_skip, max_tokens, t5_tokens, device, precision, blocks_to_swap, on_note: as for :func:`generate`.
         progress: called with (pictures done, pictures in all).
 
     Raises:
@@ -243,7 +246,7 @@ def grid(
     facts = inspect_model(**source_of(own, base, vae, text_encoders, prediction))
     asked: TextOptions = {"clip_skip": clip_skip, "max_tokens": max_tokens, "t5_tokens": t5_tokens}
     chosen, options = _readable(facts, prompts, files, asked, on_note)
-    model = load_on(facts, device, precision, **options)
+    model = load_on(facts, device, precision, blocks_to_swap=blocks_to_swap, on_note=on_note, **options)
     reschedule(model, schedule_of(facts, files))
     return taste(model, files, weights, chosen, seeds, progress).picture()
 

@@ -55,6 +55,52 @@ def test_alpha_goes_along_so_that_the_scale_stays() -> None:
         assert float(layer.tensors["alpha"]) / rank == 0.5
 
 
+def test_layers_have_the_alpha_that_the_first_pattern_says() -> None:
+    """Also where their rank is another, and on convolutions; others keep alpha along with the rank."""
+    given = {r"mid_block\.resnets": 3.0, "mid_block": 6.0, "attn2": 1.5}
+    made = grafted(
+        rank=8, alpha=4.0, conv_rank=2, conv_alpha=1.0, block_rank={"mid_block": 2, "to_q": 4}, block_alpha=given
+    )
+    found: set[float] = set()
+    for layer in made.layers:
+        path, rank = layer.change.layer.path, layer.tensors["lora_up.weight"].shape[1]
+        chosen = (
+            3.0 if "mid_block.resnets" in path else 6.0 if "mid_block" in path else 1.5 if "attn2" in path else rank / 2
+        )
+        assert float(layer.tensors["alpha"]) == chosen, path
+        found.add(chosen / rank)
+    assert found == {1.5, 3.0, 0.5, 0.1875, 0.375}
+
+
+def test_a_changed_alpha_scales_the_change() -> None:
+    made, other = (grafted(rank=4, block_alpha={"mid_block": alpha}) for alpha in (2.0, 6.0))
+    for one, three in zip(made.layers, other.layers, strict=True):
+        for layer in (one, three):
+            layer.tensors["lora_up.weight"].detach().fill_(0.01)
+        deltas = (Lora().delta(layer.base, layer.tensors) for layer in (three, one))
+        factor = 3 if "mid_block" in one.change.layer.path else 1
+        torch.testing.assert_close(next(deltas), factor * next(deltas))
+
+
+def test_rank_stabilised_alphas_by_layer() -> None:
+    for layer in grafted(
+        rank=16, rank_stabilized=True, block_rank={"mid_block": 4}, block_alpha={"mid_block": 3.0}
+    ).layers:
+        inside = "mid_block" in layer.change.layer.path
+        assert float(layer.tensors["alpha"]) == (3.0 * 2 if inside else 16.0 * 4)
+
+
+@pytest.mark.parametrize("wrong", [{"mid": 0}, {"mid": -1.0}, {"mid": math.inf}, {"(mid": 2.0}, {"mid": "x"}], ids=str)
+def test_what_is_no_table_of_alphas(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        LoraSettings(rank=4, block_alpha=wrong)
+
+
+def test_a_pattern_of_alphas_that_fits_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match=r"adapter\.block_alpha: 'middle' is in no name"):
+        grafted(rank=4, block_alpha={"middle": 2.0})
+
+
 def test_a_pattern_that_fits_nothing_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"adapter\.block_rank: 'middle' is in no name .* such as 'lora_unet_.*' and 'denoiser\."
@@ -95,4 +141,5 @@ def test_files_tell() -> None:
     told = LoraSettings(rank=4, block_rank={"mid": 0}, rank_stabilized=True).metadata()
     assert told["network_args"] == {"block_rank": {"mid": 0}, "rs_lora": True}
     assert told.keys() <= TrainingFacts.__dataclass_fields__.keys()
+    assert LoraSettings(block_alpha={"mid": 2.0}).metadata()["network_args"] == {"block_alpha": {"mid": 2.0}}
     assert LoraSettings().metadata()["network_args"] == {}

@@ -58,18 +58,30 @@ def test_a_line_is_json_with_the_crc_of_what_is_before_it(tmp_path: Path, log: E
 
 
 def test_a_byte_that_is_not_what_it_was_is_noticed_wherever_it_is(tmp_path: Path, log: EventLog) -> None:
+    """Told as a damaged line, or the events are exactly those that were written: also in the name of the first line's check."""
+    events = [*EVENTS, {"kind": "note", "text": 'a "quoted" word'}, {"kind": "end", "losses": [0.5, 1e-9]}]
+    log(events[3])
+    log(events[4])
     path = tmp_path / "events.jsonl"
     data = path.read_bytes()
-    for place in range(len(data)):
-        for flip in (0x01, 0x20, 0x55, data[place], data[place] ^ ord("\n"), data[place] ^ ord('"')):
-            path.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
+    for place, byte in enumerate(data):
+        for wrong in {*(byte ^ 1 << bit for bit in range(8)), 0, *b'\n"}'} - {byte}:
+            path.write_bytes(data[:place] + bytes([wrong]) + data[place + 1 :])
             found = log.read()
-            if flip == 0 or place == len(data) - 1:
-                continue  # nothing changed, or the end of the last line, which cutting back puts back
             if log.damaged():
-                assert all(event in EVENTS for event in found) and len(found) >= len(EVENTS) - 2
-            else:  # the name of the first line's check: its event is whole, as in a log that has none yet
-                assert place < data.index(b"\n") and [{**EVENTS[0], **found[0]}, *found[1:]] == [found[0], *EVENTS[1:]]
+                assert all(event in events for event in found) and len(found) >= len(events) - 2
+            else:
+                assert found == events and place == len(data) - 1, (
+                    "only the last line's end, which cutting back puts back"
+                )
+
+
+def test_a_damaged_name_of_the_only_lines_check_is_noticed(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log({"kind": "step"})
+    data = (tmp_path / "events.jsonl").read_bytes()
+    (tmp_path / "events.jsonl").write_bytes(data.replace(b"crc32", b"crc3r"))
+    assert log.damaged() == [1] and log.read() == []
 
 
 def test_the_end_of_the_last_line_is_put_back(tmp_path: Path, log: EventLog) -> None:

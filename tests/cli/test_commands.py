@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lorabake.base.cards import ROOMS, cards
+from lorabake.base.units import size
 from lorabake.recipe.explain import explain
 from lorabake.recipe.sections import PARTS, SECTIONS
 
@@ -68,7 +69,21 @@ def test_validate_says_what_would_be_done(lorabake: Any, dataset: Path, everythi
     assert said.code == 0
     assert "mira is fine." in said.out and "4 epochs = 8 optimizer steps of 2 × 1, 12 images seen" in said.out
     assert "optimizer.lr because pocket is small" in said.out
+    assert "the base's weights take " in said.out and "; with model.quantize int8 " in said.out
     assert everything() == before
+
+
+def test_validate_says_what_fewer_bits_save(lorabake: Any, dataset: Path) -> None:
+    words = ["--set", "train.device=cpu", "--set", "train.precision=bf16"]
+    memory = lorabake("validate", "mira", "--json", *words).json["base_memory"]
+    assert (memory["precision"], memory["quantize"], set(memory["quantized"])) == ("bf16", None, {"int8", "fp8", "nf4"})
+    assert memory["bytes"] == sum(memory["networks"].values())
+    nf4, int8 = (memory["quantized"][kind]["networks"] for kind in ("nf4", "int8"))
+    assert (
+        nf4["denoiser"] < int8["denoiser"] < memory["networks"]["denoiser"] and nf4["vae"] == memory["networks"]["vae"]
+    )
+    said = lorabake("validate", "mira", "--set", "model.quantize=nf4", *words).out
+    assert f"{size(memory['quantized']['nf4']['bytes'])} with model.quantize = nf4, which saves " in said
 
 
 def test_validate_for_programs(lorabake: Any, dataset: Path) -> None:

@@ -74,6 +74,27 @@ def test_precision_is_what_is_asked_for(lorabake: Any, tmp_path: Path) -> None:
     assert (tmp_path / "fp32.png").read_bytes() != (tmp_path / "bf16.png").read_bytes()
 
 
+def test_blocks_that_wait_change_no_bit_of_a_picture(lorabake: Any, dataset: Path, tmp_path: Path) -> None:
+    words = ["--set", "adapter.rank=2", "--set", "adapter.conv_rank=1", "--set", "optimizer.lr=0.05"]
+    assert lorabake("train", "mira", *words, *SMALL).code == 0
+    lora = Path("runs", "mira", "checkpoints", "mira.safetensors")
+    verbs = {
+        "generate": ["generate", "1girl, red hair --s 3 --l 4", "--lora", lora],
+        "grid": ["grid", "runs/mira", "--prompt", "1girl, sky --s 2", "--weights", "0.5,1"],
+    }
+    for name, verb in verbs.items():
+        whole, swapped = tmp_path / f"{name}.png", tmp_path / f"{name}-swapped.png"
+        assert lorabake(*verb, "--out", whole, *QUICK).code == 0
+        said = lorabake(*verb, "--out", swapped, "--blocks-to-swap", 4, *QUICK)
+        assert said.code == 0 and said.out == f"{swapped}\n"
+        assert said.err.count("note: blocks_to_swap: 4 of ") == 1 and "On a CPU that saves nothing." in said.err
+        assert swapped.read_bytes() == whole.read_bytes(), name
+        for count in (2, -1):
+            said = lorabake(*verb, "--out", tmp_path / "no.png", "--blocks-to-swap", count, *QUICK)
+            assert said.code == 2 and f"blocks_to_swap is {count}: two blocks are on the card" in said.err
+    assert not (tmp_path / "no.png").exists()
+
+
 def test_a_grid_of_whole_models_says_what_they_are(lorabake: Any, dataset: Path) -> None:
     assert lorabake("train", "mira", "--set", "adapter.name=full", *SMALL).code == 0
     said = lorabake("grid", "runs/mira", "--prompt", "1girl")

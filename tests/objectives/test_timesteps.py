@@ -47,6 +47,7 @@ def test_shares_are_the_generators_alone(rule: str) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_goes_by_what_its_card_says_and_by_nothing_else(rule: str) -> None:
     changed: dict[str, Any] = {"sigmoid_scale": 0.5, "shift": 2.0, "logit_mean": 0.5, "logit_std": 0.5}
+    changed["stratified"] = True
     card = cast(RuleCard, cards("timesteps")[rule])
     for name, value in changed.items():
         assert torch.equal(shares(rule), shares(rule, **{name: value})) != (name in card.reads), name
@@ -74,6 +75,45 @@ def test_every_place_of_a_stratified_batch_is_uniform() -> None:
     points = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
     for place in range(4):
         torch.testing.assert_close(batches[:, place].quantile(points), points, rtol=0, atol=0.03)
+
+
+SPREAD = [rule for rule in RULES if rule != "stratified"]
+GIVEN: dict[str, Any] = {"sigmoid_scale": 0.7, "shift": 2.5, "logit_mean": 0.4, "logit_std": 0.8}
+SHIFTS = {"shift": 2.5, "resolution-shift": 2.5 * 0.5, "flux-shift": size_shift(1024, {})}
+
+
+def cumulative(rule: str, share: Tensor) -> Tensor:
+    """The distribution function of each rule at 1024 tokens with ``GIVEN``, in closed form."""
+    if rule == "uniform":
+        return share
+    unshifted = shifted(share, 1 / SHIFTS.get(rule, 1.0))
+    logit = torch.log(unshifted / (1 - unshifted))
+    mean, width = (0.4, 0.8) if rule == "logit-normal" else (0.0, 0.7)
+    return (1 + torch.erf((logit - mean) / width / math.sqrt(2))) / 2
+
+
+@pytest.mark.parametrize("rule", SPREAD)
+@given(count=st.integers(1, 40), seed=st.integers(0, 2**32))
+def test_any_rule_covers_its_distribution_evenly(rule: str, count: int, seed: int) -> None:
+    """One in each n-th of the distribution, all as far apart in it; put back through the distribution function it is the evenly spread batch."""
+    drawn = shares(rule, count, tokens=1024, seed=seed, stratified=True, **GIVEN)
+    even = shares("stratified", count, seed=seed)
+    torch.testing.assert_close(cumulative(rule, drawn), even, rtol=0, atol=1e-9)
+    assert sorted((cumulative(rule, drawn) * count + 1e-7).int().tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize("rule", SPREAD)
+def test_a_spread_rule_draws_from_the_same_distribution(rule: str) -> None:
+    """Unspread draws follow the closed form, and so does every place of spread batches (Kolmogorov and Smirnov's distance)."""
+    batches = torch.stack([shares(rule, 4, tokens=1024, seed=seed, stratified=True, **GIVEN) for seed in range(4000)])
+    for drawn in (shares(rule, 4000, tokens=1024, **GIVEN), *batches.T):
+        ranks = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+        assert float((cumulative(rule, drawn.sort().values) - ranks).abs().max()) < 1.95 / math.sqrt(4000)  # p = 0.001
+
+
+def test_spread_uniform_is_stratified() -> None:
+    assert torch.equal(shares("uniform", 8, stratified=True), shares("stratified", 8))
+    assert torch.equal(shares("stratified", 8, stratified=True), shares("stratified", 8))
 
 
 def test_resolution_shift_by_hand() -> None:

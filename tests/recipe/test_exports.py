@@ -389,6 +389,9 @@ SDXL = {"base": "sdxl.safetensors"}
         (SDXL, {"block_rank": {"mid_block": 0}}, {}, ""),
         (SDXL, {"block_rank": {"mid_block": 8}, "conv_rank": 4}, {}, ""),
         (SDXL, {"block_rank": {"to_q": 8}}, {}, "adapter.block_rank"),
+        (SDXL, {"block_alpha": {"to_q": 8.0}}, {}, "adapter.block_alpha"),
+        (SDXL, {"block_alpha": {"text_model": 8.0}}, {}, "adapter.block_alpha"),
+        (SDXL, {"block_alpha": {"mid_block": 8.0}}, {}, ""),
     ],
 )
 def test_tables_by_pattern_that_are_no_lists_by_block_are_told(
@@ -424,6 +427,14 @@ def test_patterns_of_flux_are_expressions(rank: dict[str, int], expected: str, l
     told = export_recipe({**FLOW, "adapter": adapter})
     assert told.config.get("network_args", []) == ([expected] if expected else [])
     assert [line.key for line in told.lines if line.kind == "lost"] == (["adapter.block_rank"] if lost else [])
+
+
+def test_alphas_by_pattern_are_none_of_sd_scripts_for_flux_and_sd3() -> None:
+    told = export_recipe({**FLOW, "adapter": {"rank": 16, "block_alpha": {"img_attn": 4.0}}})
+    assert [line.key for line in told.lines if line.kind == "lost"] == ["adapter.block_alpha"]
+    model = {"base": "b.sft", "text_encoders": ["clip_l.sft", "clip_g.sft"]}
+    told = export_recipe({**FLOW, "model": model, "adapter": {"block_alpha": {"joint_blocks": 4.0}}})
+    assert [line.key for line in told.lines if line.kind == "lost"] == ["adapter.block_alpha"]
 
 
 def test_sd3_has_no_such_lists() -> None:

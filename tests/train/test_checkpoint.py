@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,3 +74,18 @@ def test_a_base_file_is_hashed_by_its_window_and_as_a_whole(tmp_path: Path) -> N
     found = hashes_of(dataclasses.replace(facts, path=base))
     assert found["sd_model_hash"] == hashlib.sha256((b"window" * 20_000)[:0x10000]).hexdigest()[:8]
     assert found["new_sd_model_hash"] == sha256_file(base) and found.keys() == {"sd_model_hash", "new_sd_model_hash"}
+
+
+def test_the_file_has_each_layers_own_alpha(oven: Any, dataset: Path, tmp_path: Path, options: Options) -> None:
+    from safetensors.numpy import load_file
+
+    words = options(train__length="1 steps", adapter__rank=4, adapter__alpha=2.0)
+    words += ["--set", "adapter.block_rank={mid_block=8}", "--set", "adapter.block_alpha={mid_block=3.0, attn2=1.0}"]
+    assert json.loads(said(oven, dataset, tmp_path / "run", words)["ss_network_args"])["block_alpha"]
+    tensors = load_file(tmp_path / "run" / "checkpoints" / "mira.safetensors")
+    alphas = {name: float(tensor) for name, tensor in tensors.items() if name.endswith(".alpha")}
+    for name, alpha in alphas.items():
+        rank = tensors[name.replace(".alpha", ".lora_down.weight")].shape[0]
+        expected = (3.0, 8) if "mid_block" in name else (1.0, 4) if "attn2" in name else (2.0, 4)
+        assert (alpha, rank) == expected, name
+    assert set(alphas.values()) == {3.0, 1.0, 2.0}

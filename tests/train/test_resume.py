@@ -30,7 +30,8 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "an objective that learns, and noise of its own": {
         "train__length": "8 steps", "save__every": "3 steps", "objective__weighting": "learned", "objective__noise": "pyramid",
-        "objective__input_perturbation": 0.1, "objective__loss": "huber", "objective__timesteps": "stratified",
+        "objective__input_perturbation": 0.1, "objective__loss": "huber", "objective__timesteps": "sigmoid",
+        "objective__stratified": True,
     },
     "captions left to chance": {
         "train__length": "10 steps", "save__every": "3 steps", "data__captions__wildcards": True, "data__captions__token_warmup": 0.5,

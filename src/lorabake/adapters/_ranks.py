@@ -49,6 +49,9 @@ class RankSettings(LayerSettings):
     block_rank: Annotated[dict[str, int] | None, ByLayer()] = None
     """Table of ranks for some layers: pattern = rank, 0 leaves them alone. A pattern is a piece of a layer's name (mid_block, down_blocks.0) or a
     regular expression; the first that is found decides. Alpha goes along, so that the scale of the change stays."""
+    block_alpha: Annotated[dict[str, float] | None, STRENGTH, ByLayer()] = None
+    """Table of alphas for some layers: pattern = alpha, with patterns as in block_rank. Their change is scaled by that alpha / their rank, also where
+    block_rank gives them another. Other layers: alpha and conv_alpha, along with the rank."""
     rank_stabilized: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732), for high ranks; then give alpha, such as 4. The file's
     alpha is written so that every client makes the same of it."""
@@ -59,6 +62,15 @@ class RankSettings(LayerSettings):
         for pattern, rank in (table or {}).items():
             if not 0 <= rank <= 1024:
                 raise ValueError(f"the rank of '{pattern}' is {rank}: it must be from 0 (leave it alone) to 1024")
+        patterns.checked(table)
+        return table
+
+    @field_validator("block_alpha")
+    @classmethod
+    def _is_a_table_of_alphas(cls, table: dict[str, float] | None) -> dict[str, float] | None:
+        for pattern, alpha in (table or {}).items():
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"the alpha of '{pattern}' is {alpha:g}: it must be above 0. For none: block_rank 0")
         patterns.checked(table)
         return table
 
@@ -75,6 +87,7 @@ class RankSettings(LayerSettings):
             "conv_alpha": self.conv_alpha,
             "module_dropout": self.module_dropout,
             "block_rank": self.block_rank,
+            "block_alpha": self.block_alpha,
             "rs_lora": self.rank_stabilized,
         }
         return {
@@ -98,7 +111,10 @@ class RankSettings(LayerSettings):
         usual = self.conv_rank if apart and self.conv_rank else self.rank
         alpha = float((self.conv_alpha if apart else self.alpha) or usual)
         rank = self.rank_for(layer) or usual
-        if rank != usual:
+        chosen = patterns.decide(self.block_alpha, layer.names)
+        if chosen is not None:
+            alpha = float(chosen)
+        elif rank != usual:
             alpha *= rank / usual
         return alpha * math.sqrt(rank) if self.rank_stabilized else alpha
 

@@ -16,7 +16,8 @@ Listener = Callable[[Event], None]
 
 _CHECK = b', "crc32": "'
 """What stands before a line's check value, its last field: the CRC-32 (hex) of all before this, as :func:`zlib.crc32` computes it."""
-_CHECK_LENGTH = len(_CHECK) + len(b'00000000"}')
+_VALUE_LENGTH = len(b'00000000"}')
+_CHECK_LENGTH = len(_CHECK) + _VALUE_LENGTH
 
 
 class Events:
@@ -110,14 +111,16 @@ class EventLog:
     def _lines(self) -> Iterator[tuple[int, bytes, bool]]:
         """Each line's number, its bytes, and whether it must have a check value; without a last one that was cut short.
 
-        Lines without one are of a log that was begun before there were any, and stand ahead of all that have one.
+        Lines without one are of a log that was begun before there were any, and stand ahead of all that have one. A last line whose end
+        alone is not as it was written counts with it.
         """
         if not self._path.exists():
             return
         *lines, last = self._path.read_bytes().split(b"\n")
+        last = last[:-1] if _is_sound(last[:-1], checked=True) else last
         checked = False
         for number, line in enumerate([*lines, last], 1):
-            checked = checked or _CHECK in line
+            checked = checked or _has_check(line)
             if number <= len(lines) or _is_sound(line, checked):
                 yield number, line, checked
 
@@ -126,11 +129,16 @@ def _whole_lines(log: bytes, size: int) -> bytes:
     """The beginning of a log that should end a line at ``size`` and does not: with that end, if the line is whole but for it, else without the line."""
     start = log.rfind(b"\n", 0, size - 1) + 1
     line = log[start : size - 1]
-    return log[:start] + line + b"\n" if len(log) == size and _is_sound(line, _CHECK in line) else log[:start]
+    return log[:start] + line + b"\n" if len(log) == size and _is_sound(line, _has_check(line)) else log[:start]
 
 
 def _check_of(line: bytes) -> bytes:
     return b'%s%08x"}' % (_CHECK, zlib.crc32(line))
+
+
+def _has_check(line: bytes) -> bool:
+    """Whether a line was written with a check value. Its name tells, or where that is damaged the value, which still is the right one."""
+    return _CHECK in line or line[-_VALUE_LENGTH:] == _check_of(line[:-_CHECK_LENGTH])[-_VALUE_LENGTH:]
 
 
 def _is_sound(line: bytes, checked: bool) -> bool:

@@ -81,11 +81,29 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
         choices=("fp32", "bf16"),
         help="type of the model's weights (default: bf16 on a GPU that has it, fp32 on a CPU)",
     )
+    parser.add_argument(
+        "--blocks-to-swap",
+        type=int,
+        metavar="N",
+        help="for models larger than the GPU's memory: N of the denoiser's blocks wait in main memory and come one ahead of their "
+        "turn, so that the GPU holds so much less, but for twice the largest block; 3 or more, all of them if there are fewer. "
+        "The pictures are the same, and slower (default: none)",
+    )
 
 
 def drawing_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the arguments of :func:`add_base`, :func:`add_text_options` and :func:`add_machine` say to ``api.generate`` and ``api.grid``."""
-    names = ("base", "vae", "prediction", "clip_skip", "max_tokens", "t5_tokens", "device", "precision")
+    names = (
+        "base",
+        "vae",
+        "prediction",
+        "clip_skip",
+        "max_tokens",
+        "t5_tokens",
+        "device",
+        "precision",
+        "blocks_to_swap",
+    )
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     return {**given, "text_encoders": arguments.text_encoder, "on_note": _note}
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorabake.recipe import SeenCaption
+    from lorabake.families.networks.footprint import Footprint
+    from lorabake.recipe import Checked, SeenCaption
 
 HELP = "check a recipe without running it"
 
@@ -43,15 +44,18 @@ def run(arguments: argparse.Namespace) -> int:
     recipe, dataset, length = checked.recipe, checked.dataset, checked.length
     captions = sorted(checked.captions, key=lambda caption: -caption.tokens)
     shown = captions[: arguments.captions]
+    memory = _memory(checked)
     if arguments.json:
         told = {"recipe": recipe.to_dict(), "reasons": recipe.reasons, "dataset": dataset.summary(), "steps_per_epoch": length.steps_per_epoch,
-                "steps": length.steps, "epochs": length.epochs, "images_seen": length.images, "warnings": list(checked.warnings)}  # fmt: skip
+                "steps": length.steps, "epochs": length.epochs, "images_seen": length.images, "base_memory": _memory_plain(checked, memory),
+                "warnings": list(checked.warnings)}  # fmt: skip
         show_json(told if arguments.captions == 0 else told | {"captions": _plain(captions, shown)})
         return 0
     print(f"{arguments.recipe} is fine.")
     print(
         f"  base      {checked.facts.name} ({checked.facts.family}, {checked.facts.prediction}, {checked.facts.resolution} px)"
     )
+    print(f"  memory    {_memory_text(checked, memory)}")
     print(f"  pictures  {dataset.account()}; {length.images_per_epoch} images per epoch with repeats")
     print(f"  run       {length.told(recipe.train.batch_size, recipe.train.gradient_accumulation)}")
     print(f"  captions  {_summary(captions)}")
@@ -62,6 +66,43 @@ def run(arguments: argparse.Namespace) -> int:
     for caption in shown:
         print(_text(caption))
     return 0
+
+
+def _memory(checked: Checked) -> Footprint:
+    """Bytes of the base's weights, from its files' headers."""
+    from lorabake.families import family_card, footprint
+
+    recipe = checked.recipe
+    reading = recipe.model.reading(family_card(checked.facts).text_options)
+    return footprint(checked.facts, recipe.train.precision or "fp32", **reading)
+
+
+def _memory_text(checked: Checked, memory: Footprint) -> str:
+    """What the base takes, and what it does with fewer bits: of the kind that is chosen, else of all."""
+    from lorabake.base.units import size
+
+    whole, chosen = sum(memory.networks.values()), checked.recipe.model.quantize
+    named = ", ".join(f"{name} {size(count)}" for name, count in memory.networks.items())
+    base = f"the base's weights take {size(whole)} in {checked.recipe.train.precision} ({named})"
+    fewer = {kind: sum(sizes.values()) for kind, sizes in memory.quantised.items()}
+    if chosen:
+        return (
+            f"{base}; {size(fewer[chosen])} with model.quantize = {chosen}, which saves {size(whole - fewer[chosen])}"
+        )
+    return f"{base}; with model.quantize " + ", ".join(f"{kind} {size(count)}" for kind, count in fewer.items())
+
+
+def _memory_plain(checked: Checked, memory: Footprint) -> dict[str, Any]:
+    """The same for programs, in bytes."""
+    return {
+        "precision": checked.recipe.train.precision,
+        "quantize": checked.recipe.model.quantize,
+        "bytes": sum(memory.networks.values()),
+        "networks": dict(memory.networks),
+        "quantized": {
+            kind: {"bytes": sum(sizes.values()), "networks": dict(sizes)} for kind, sizes in memory.quantised.items()
+        },
+    }
 
 
 def _count(text: str) -> int:

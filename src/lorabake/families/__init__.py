@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lorabake.base.cards import cards
 from lorabake.base.errors import Problem, Problems, UserError
@@ -12,6 +12,9 @@ from lorabake.base.machine import Device, Precision, check_device, usual_device,
 from lorabake.base.places import POCKET_MODEL, expanded
 from lorabake.families.networks.describe import describe
 from lorabake.protocols.family import FamilyCard, Model, ModelFacts, ModelSource, Part, Prediction, Reader, TextOptions
+
+if TYPE_CHECKING:
+    from lorabake.families.networks.footprint import Footprint
 
 _BASES = "Give a .safetensors file, a model folder in diffusers layout, or 'pocket' for the embedded model."
 _PARTS = "Give a .safetensors file or a folder."
@@ -71,7 +74,13 @@ def load_model(facts: ModelFacts | str | Path, *, late: bool = False, **options:
 
 
 def load_on(
-    facts: ModelFacts, device: Device | None = None, precision: Precision | None = None, **options: Any
+    facts: ModelFacts,
+    device: Device | None = None,
+    precision: Precision | None = None,
+    *,
+    blocks_to_swap: int = 0,
+    on_note: Callable[[str], None] = lambda note: None,
+    **options: Any,
 ) -> Model:
     """Load the model that ``facts`` describe to draw with it.
 
@@ -79,17 +88,53 @@ def load_on(
         facts: the model.
         device: where; None is the GPU if there is one.
         precision: of its weights and activations; None is what is usual there.
+        blocks_to_swap: so many of the denoiser's blocks wait in main memory until their turn, 0 or at least 3.
+        on_note: told how much waits, and where that saves nothing.
         **options: the family's other options: clip_skip …
 
     Raises:
-        UserError: there is no such device.
+        UserError: there is no such device, or there are too few blocks to swap.
     """
     import torch
 
     device = device or usual_device()[0]
     check_device(device, "device")
+    if why := too_few_to_swap(blocks_to_swap):
+        raise UserError(f"blocks_to_swap is {why}")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision or usual_precision(device)[0]]
-    return load_model(facts, device=device, dtype=dtype, **options)
+    if not blocks_to_swap:
+        return load_model(facts, device=device, dtype=dtype, **options)
+    model = load_model(facts, late=True, device=device, dtype=dtype, **options)
+    told = model.swap_blocks(blocks_to_swap)  # before any weight is read: there may be no room for all of them
+    model.wake([*model.parts, "vae"])
+    on_note(f"blocks_to_swap: {told()}{' On a CPU that saves nothing.' if device == 'cpu' else ''}")
+    return model
+
+
+def footprint(facts: ModelFacts, precision: str = "fp32", **options: Any) -> Footprint:
+    """Bytes of the weights of the model that ``facts`` describe, as they are and in fewer bits; no weight is read.
+
+    Args:
+        facts: the model.
+        precision: of its weights, ``fp32``, ``bf16`` or ``fp16``.
+        **options: the family's other options: clip_skip …
+
+    Raises:
+        Problems: the files' tensors are not the network's; all of them are named.
+    """
+    import torch
+
+    from lorabake.families.networks.footprint import footprint as of
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return of(load_model(facts, late=True, dtype=dtype, device="cpu", **options))
+
+
+def too_few_to_swap(count: int) -> str:
+    """What is wrong with a number of blocks that are to wait in main memory; empty where nothing is."""
+    if count == 0 or count > 2:
+        return ""
+    return f"{count}: two blocks are on the card at any time, so that fewer than 3 save nothing. Give 3 or more, or 0."
 
 
 def family_card(facts: ModelFacts) -> FamilyCard:

@@ -49,6 +49,9 @@ class ObjectiveSettings(Settings):
     """Draw that γ for each picture anew, evenly between 0 and input_perturbation."""
     timesteps: str = "uniform"
     """How timesteps are drawn. See `lorabake list timesteps`."""
+    stratified: bool = False
+    """Spread what timesteps draws evenly over each batch: of n pictures one lies in each n-th of its distribution, which stays as it is. Makes steps
+    more alike. Needs train.batch_size 2 or more; safe with all of them. For uniform it is what the rule stratified does."""
     sigmoid_scale: float = Field(default=1.0, gt=0, le=10)
     """Width of sigmoid and of the timestep rules that shift it: smaller is more in the middle. 1 is usual, 0.5 to 1.5 safe."""
     logit_mean: float = Field(default=0.0, ge=-10, le=10)

@@ -59,7 +59,9 @@ class Draw:
 
 
 def uniform(draw: Draw) -> Tensor:
-    """Every timestep is as likely as any other. Shares are middles of ``draw.levels`` equal steps: never 0 or 1."""
+    """Every timestep is as likely as any other. Shares are middles of ``draw.levels`` equal steps: never 0 or 1; spread ones lie anywhere."""
+    if draw.settings.stratified:
+        return stratified(draw)
     return (torch.randint(0, draw.levels, (draw.count,), generator=draw.generator).double() + 0.5) / draw.levels
 
 
@@ -124,16 +126,28 @@ def _shift(draw: Draw) -> float:
 
 
 def _normal(draw: Draw) -> Tensor:
+    """Normal numbers, (count,); spread ones are quantiles of evenly spread numbers, so that one lies in each n-th of the distribution.
+
+    Every rule that makes shares of them is monotone, so its batches are spread over its own distribution, which stays as it is.
+    """
+    if draw.settings.stratified:
+        return torch.special.ndtri(stratified(draw))
     return torch.randn(draw.count, generator=draw.generator, dtype=torch.float64)
 
 
 _HERE = "lorabake.objectives.timesteps"
 CARDS = (
-    RuleCard("timesteps", "uniform", "Every timestep is as likely as any other.", f"{_HERE}:uniform"),
+    RuleCard(
+        "timesteps",
+        "uniform",
+        "Every timestep is as likely as any other.",
+        f"{_HERE}:uniform",
+        reads=("stratified",),
+    ),
     RuleCard(
         "timesteps",
         "stratified",
-        "As uniform, spread evenly over each batch, which makes steps more alike.",
+        "As uniform with objective.stratified: spread evenly over each batch, which makes steps more alike.",
         f"{_HERE}:stratified",
         alone="a batch of one picture has nothing to spread, and it is as uniform. Give train.batch_size 2 or more.",
     ),
@@ -142,7 +156,7 @@ CARDS = (
         "sigmoid",
         "Mostly the middle timesteps, fewer towards picture and noise.",
         f"{_HERE}:sigmoid",
-        reads=("sigmoid_scale",),
+        reads=("sigmoid_scale", "stratified"),
     ),
     RuleCard(
         "timesteps",
@@ -150,7 +164,7 @@ CARDS = (
         "As sigmoid, moved towards noise, where large pictures get their composition.",
         f"{_HERE}:shift",
         predictions=("flow",),
-        reads=("sigmoid_scale", "shift"),
+        reads=("sigmoid_scale", "shift", "stratified"),
     ),
     RuleCard(
         "timesteps",
@@ -158,7 +172,7 @@ CARDS = (
         "As shift, with more shift for larger pictures, as Flux draws them.",
         f"{_HERE}:flux_shift",
         predictions=("flow",),
-        reads=("sigmoid_scale",),
+        reads=("sigmoid_scale", "stratified"),
     ),
     RuleCard(
         "timesteps",
@@ -166,13 +180,13 @@ CARDS = (
         "As shift, with more of it for larger pictures than the model's own size, less for smaller; for SD3.",
         f"{_HERE}:resolution_shift",
         predictions=("flow",),
-        reads=("sigmoid_scale", "shift"),
+        reads=("sigmoid_scale", "shift", "stratified"),
     ),
     RuleCard(
         "timesteps",
         "logit-normal",
         "As sigmoid, with a mean and a width of its own.",
         f"{_HERE}:logit_normal",
-        reads=("logit_mean", "logit_std"),
+        reads=("logit_mean", "logit_std", "stratified"),
     ),
 )

@@ -244,8 +244,8 @@ class Model(Protocol):
         ...
 
     def swap_blocks(self, count: int) -> Callable[[], str]:
-        """Have so many of the denoiser's blocks wait in main memory until their turn, all of them if there are fewer. Only for frozen weights, and with
-        all blocks recomputed; to be called before adapters are put on. Returns what tells how much that is, once the weights are there."""
+        """Have so many of the denoiser's blocks wait in main memory until their turn, all of them if there are fewer. Only for frozen weights, and to
+        train with all blocks recomputed; to be called before adapters are put on. Returns what tells how much that is, once the weights are there."""
         ...
 
     def resting(self) -> frozenset[Resident]:

@@ -17,7 +17,7 @@ from lorabake.dataset.folder import Dataset, Sample
 from lorabake.dataset.masks import MaskConfig, Masks, read_masks
 from lorabake.dataset.order import RunLength, run_length
 from lorabake.dataset.several import open_datasets
-from lorabake.families import caption_readers, family_card, inspect_model
+from lorabake.families import caption_readers, family_card, inspect_model, too_few_to_swap
 from lorabake.protocols.family import ModelFacts
 from lorabake.recipe.advice import advice
 from lorabake.recipe.checked import Checked
@@ -153,11 +153,8 @@ def _contradictions(
 
 def _swapping(train: TrainSettings, trains_base: bool) -> Iterator[Problem]:
     name, count = "train.blocks_to_swap", train.blocks_to_swap
-    if 0 < count < 3:
-        yield Problem(
-            name,
-            f"{count}: two blocks are on the card at any time, so that fewer than 3 save nothing. Give 3 or more, or 0.",
-        )
+    if why := too_few_to_swap(count):
+        yield Problem(name, why)
     if count and trains_base:
         yield Problem(
             name, f"{count}: this adapter trains the blocks themselves, which must stay where they are. Leave it out."

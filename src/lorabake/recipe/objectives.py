@@ -65,6 +65,10 @@ def objective_warnings(choice: Choice, prediction: Prediction, batch_size: int) 
         for about, text in [*card.cautions.items(), ("", card.alone if batch_size == 1 else "")]
         if text and (about in ("", prediction) or getattr(settings, about, False))
     ]
+    if batch_size == 1 and settings.stratified and settings.reads("stratified"):
+        idle.append(
+            "stratified = true does nothing: a batch of one picture has nothing to spread. Give train.batch_size 2 or more."
+        )
     return (*idle, *settings.doubts(), *cautions)
 
 

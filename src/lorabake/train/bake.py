@@ -19,6 +19,7 @@ from lorabake.protocols.family import Framing, Model, Resident
 from lorabake.protocols.objective import Objective
 from lorabake.protocols.optimizer import Optimizer
 from lorabake.recipe import Recipe
+from lorabake.train.ahead import PicturesAhead
 from lorabake.train.asked import Asked
 from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, Inputs
@@ -75,6 +76,8 @@ class Bake:
     """What losses are multiplied by where gradients would be too small for the model's numbers."""
     hashes: Callable[[], Mapping[str, str]] = dict
     """Of the base model's own files, as the run's files name them; waits until they are known."""
+    pictures: PicturesAhead | None = None
+    """Reads the pictures of the next step, where every step sees new views of them; None where latents are kept."""
 
     @property
     def trained(self) -> int:

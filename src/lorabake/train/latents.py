@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lorabake.base.errors import UserError
@@ -34,6 +35,8 @@ _PACK = 512
 """Latents per file of the cache: few files for large sets, and little lost when encoding is interrupted."""
 _PIXELS_AT_ONCE = 1 << 20
 """Pixels encoded at the same time: 4 pictures of 512 x 512. An autoencoder of usual width needs about 2.5 GB for them."""
+
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +137,23 @@ def _no_room(folder: Path, views: Sequence[View], model: Model) -> str:
     return f"They need about {size(needed)}, and {size(free)} are free at {folder}." if needed > free else ""
 
 
-def fresh_latent(view: View, model: Model) -> Tensor:
-    """The latent of one view, encoded now and not kept, float32 on the CPU.
+def fresh_latent(view: View, pixels_HWC: Pixels, model: Model) -> Tensor:
+    """The latent of one view with these pixels, encoded now and not kept, float32 on the CPU.
 
     Raises:
-        UserError: as for :func:`cached_latents`, or the picture is gone by now.
+        UserError: it is not finite; the message names the picture.
     """
-    return _encode(view, view.key(f"{model.latent_space} {model.dtype} {model.device.type}"), model)
+    return _encode_pixels(view, pixels_HWC, view.key(f"{model.latent_space} {model.dtype} {model.device.type}"), model)
+
+
+def pixels_of(view: View) -> Pixels:
+    """What is seen of a picture, before it is mirrored: 8 bits, HWC.
+
+    Raises:
+        UnreadableImage: the picture is gone or broken by now.
+    """
+    image = fit(read_rgb(view.sample.path), view.placement)
+    return np.array(tinted(image, view.tint) if view.tint else image)
 
 
 def _division(view: View) -> tuple[int, int]:
@@ -170,12 +183,13 @@ def _encoded(
 
 
 def _encode(view: View, key: str, model: Model) -> Tensor:
+    return _encode_pixels(view, pixels_of(view), key, model)
+
+
+def _encode_pixels(view: View, pixels_HWC: Pixels, key: str, model: Model) -> Tensor:
     """One picture at a time: sums in a batch may differ in the last bit, and the same picture must always give the same latent."""
-    image = fit(read_rgb(view.sample.path), view.placement)
-    if view.tint:
-        image = tinted(image, view.tint)
-    pixels_HWC = torch.from_numpy(np.array(image)).float() / 127.5 - 1
-    images_BCHW = pixels_HWC.permute(2, 0, 1)[None]
+    shades_HWC = torch.from_numpy(pixels_HWC).float() / 127.5 - 1
+    images_BCHW = shades_HWC.permute(2, 0, 1)[None]
     if view.mirrored:
         images_BCHW = images_BCHW.flip(3)
     latents_CHW = model.encode_images(images_BCHW, torch_stream(0, key))[0].float().cpu()

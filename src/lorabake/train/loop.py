@@ -5,6 +5,7 @@ Legend: B batch, C channels, H and W latent height and width.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from lorabake.optimizers.schedules import factor
 from lorabake.protocols.adapter import Graft
 from lorabake.protocols.family import Model
 from lorabake.protocols.objective import Objective
+from lorabake.train.ahead import announced
 from lorabake.train.asked import Asked
 from lorabake.train.bake import Bake
 from lorabake.train.capture import Inputs
@@ -60,15 +62,15 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
     Raises:
         NotFinite: a loss or gradient is NaN or infinite; weights are as they were before that step.
     """
-    step, per_epoch = first_step, bake.steps_per_epoch
-    while step < bake.total_steps:
-        for batches in _epoch(bake, step // per_epoch, skip=step % per_epoch):
+    step = first_step
+    try:
+        for batches in _steps(bake, first_step):
             done = optimizer_step(bake, step, batches)
             step += 1
             events.emit(
                 "step",
                 step=step,
-                epoch=(step - 1) // per_epoch + 1,
+                epoch=(step - 1) // bake.steps_per_epoch + 1,
                 loss=done.loss,
                 grad_norm=done.grad_norm,
                 images=done.images,
@@ -76,8 +78,11 @@ def run_loop(bake: Bake, first_step: int, events: Events, after_step: Callable[[
                 pictures=done.pictures,
                 **done.more,
             )
-            if after_step(step) or step == bake.total_steps:
+            if after_step(step):
                 return step
+    finally:
+        if bake.pictures:
+            bake.pictures.stop()
     return step
 
 
@@ -219,6 +224,26 @@ def loss_of(
     if kept:
         loss_B = loss_B + kept_losses(model, objective, graft, noisy_BCHW, timesteps_B, told, kept)
     return loss_B.mean()
+
+
+def _steps(bake: Bake, first_step: int) -> Iterator[Sequence[Batch]]:
+    """The batches of each optimizer step from ``first_step`` to the last; where pictures are read at each, the next one's have been begun."""
+
+    def all_steps() -> Iterator[Sequence[Batch]]:
+        step, per_epoch = first_step, bake.steps_per_epoch
+        while step < bake.total_steps:
+            rest = itertools.islice(_epoch(bake, step // per_epoch, skip=step % per_epoch), bake.total_steps - step)
+            for batches in rest:
+                yield batches
+                step += 1
+
+    def rows(step: int, batches: Sequence[Batch]) -> Iterator[tuple[int, int]]:
+        return (row for micro, batch in enumerate(batches) for row in _draw_views(bake, step, micro, batch))
+
+    if bake.pictures is None:
+        return all_steps()
+    told = ((batches, rows(step, batches)) for step, batches in enumerate(all_steps(), first_step))
+    return announced(told, bake.pictures)
 
 
 def _epoch(bake: Bake, epoch: int, skip: int) -> Iterator[Sequence[Batch]]:

@@ -33,6 +33,7 @@ from lorabake.protocols.objective import LearningObjective, Objective
 from lorabake.protocols.optimizer import OptimizerCard, OptimizerSettings
 from lorabake.recipe import Checked
 from lorabake.recipe.sections import TrainSettings
+from lorabake.train.ahead import PicturesAhead
 from lorabake.train.asked import Asked
 from lorabake.train.bake import Bake
 from lorabake.train.behind import behind
@@ -40,7 +41,7 @@ from lorabake.train.beside import Beside
 from lorabake.train.capture import Captured, CudaGraphs, Inputs
 from lorabake.train.checkpoint import hashes_of
 from lorabake.train.faces import cached_faces
-from lorabake.train.latents import View, cached_latents, fresh_latent
+from lorabake.train.latents import View, cached_latents
 from lorabake.train.loop import loss_of
 from lorabake.train.masks import MaskInputs, masks_of, weights
 from lorabake.train.preservation import KeptInputs
@@ -80,15 +81,14 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         reading = {**reading, "quantize": recipe.model.quantize}
     swapped = model.swap_blocks(recipe.train.blocks_to_swap) if recipe.train.blocks_to_swap else None
     seen = _seen(checked, events, stop)
-    fresh = recipe.data.augment.fresh
-    latents = [found for views, folder in zip(seen, checked.pictures, strict=True)
-               for found in _latents(views, folder.home, model, events, stop, fresh=fresh)]  # fmt: skip
+    pictures = PicturesAhead([views for own in seen for views in own]) if recipe.data.augment.fresh else None
+    latents = pictures.latents(model) if pictures else _latents_trained(checked, seen, model, events, stop)
     asked_views = _views_held_out(checked)
     asked_latents = _latents(asked_views, checked.held_out.home, model, events, stop) if checked.held_out else []
     rates = rates_by_part(recipe.rates, tuple(model.parts))
     parts: tuple[Part, ...] = tuple(rates)
     text = TextSource(model, trained=parts != ("denoiser",), repeating=is_static(recipe.data.captions), reading=reading)
-    idle = _free(model, text, checked, fresh, events, stop)
+    idle = _free(model, text, checked, pictures is not None, events, stop)
     if swapped:
         events.emit("note", text=f"train.blocks_to_swap: {swapped()}")
     grafted = graft(model, recipe.adapter.name, recipe.adapter.settings, seed=recipe.train.seed, parts=parts)
@@ -138,6 +138,7 @@ def prepare(checked: Checked, events: Events, stop: Callable[[], bool] = lambda:
         idle=idle,
         scale=scale,
         hashes=hashes,
+        pictures=pictures,
     )
 
 
@@ -186,19 +187,22 @@ def _seen(checked: Checked, events: Events, stop: Callable[[], bool]) -> list[li
     return [views_of(own.samples, own.placements, data, faces_in(own.home), events) for own in checked.pictures]
 
 
+def _latents_trained(
+    checked: Checked, seen: Sequence[Sequence[Sequence[View]]], model: Model, events: Events, stop: Callable[[], bool]
+) -> list[Sequence[torch.Tensor]]:
+    """The latents of every picture of every folder, where they are kept."""
+    folders = zip(seen, checked.pictures, strict=True)
+    return [found for views, folder in folders for found in _latents(views, folder.home, model, events, stop)]
+
+
 def _latents(
     views: Sequence[Sequence[View]],
     home: Path,
     model: Model,
     events: Events,
     stop: Callable[[], bool],
-    *,
-    fresh: bool = False,
 ) -> list[Sequence[torch.Tensor]]:
-    """The latents of a folder's pictures, kept in the folder itself: others may be trained with them too. ``fresh`` ones are not kept."""
-    if fresh:
-        return [each_of(own, lambda at, own=own: fresh_latent(own[at], model)) for own in views]
-
+    """The latents of a folder's pictures, kept in the folder itself: others may be trained with them too."""
     flat = [view for of_sample in views for view in of_sample]
     progress = _progress(events, "encoding", "encoding {} of {} pictures", stop)
     found = iter(cached_latents(flat, model, home / CACHE, progress, _not_kept(events, "latents_not_kept")))

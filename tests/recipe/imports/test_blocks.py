@@ -208,6 +208,66 @@ def test_lists_come_back_from_an_export(imported: Any, name: str) -> None:
         assert again.values["optimizer"] == first.values["optimizer"]
 
 
+def with_alphas(rng: random.Random, name: str) -> tuple[dict[str, Sequence[float]], str]:
+    """Random lists of ranks and alphas, 0 among both, and a config with them."""
+    count = COUNTS[name]
+    given: dict[str, Sequence[float]] = {"block_dims": [rng.choice([8, 8, 16, 0]) for _ in range(count)]}
+    if rng.random() < 0.8:  # else network_alpha is that of every block, whatever its rank
+        given["block_alphas"] = [rng.choice([4, 4, 1, 0, 2.5]) for _ in range(count)]
+    arguments: list[str] = []
+    if rng.random() < 0.6:
+        arguments += ["conv_dim=4", "conv_alpha=1"]
+        given["conv_dim"] = [4]
+        if rng.random() < 0.7:
+            given["conv_block_dims"] = [rng.choice([4, 4, 8, 0]) for _ in range(count)]
+            given["conv_block_alphas"] = [rng.choice([1, 1, 3, 0]) for _ in range(count)]
+    arguments += [f"{key}={','.join(map(str, values))}" for key, values in given.items() if key != "conv_dim"]
+    lines = [
+        f'pretrained_model_name_or_path = "{BASES[name]}"',
+        LEAST,
+        "network_dim = 8",
+        "network_alpha = 4",
+        f"network_args = {arguments}",
+    ]
+    return given, "\n".join(lines)
+
+
+def their_alphas(name: str, given: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """sd-scripts' alpha of every layer, by key, as it is in the file: one of 0 is the layer's rank."""
+    ranks_of, _ = theirs(name, given)
+    found: dict[str, float] = {}
+    for layer in real(name):
+        if layer.key not in ranks_of:
+            continue
+        block, spatial = their_block(name, layer.key), is_spatial(layer)
+        usual = [1.0 if spatial else 4.0] * COUNTS[name]
+        alphas = given.get("conv_block_alphas" if spatial else "block_alphas", usual)
+        found[layer.key] = (4.0 if block < 0 else float(alphas[block])) or ranks_of[layer.key]
+    return found
+
+
+def alphas(found: Imported, layers: Sequence[Layer]) -> dict[str, float]:
+    """What the file has as alpha of every layer that is trained."""
+    adapter = settings(found)
+    assert idle(adapter.block_alpha, (layer.names for layer in layers)) == [], "patterns without a layer stop the run"
+    return {layer.key: adapter.alpha_for(layer) for layer in layers if Lora().fits(layer, adapter)}
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_every_layer_has_its_alpha_also_after_an_export(imported: Any, name: str) -> None:
+    rng = random.Random(9)
+    for _ in range(6):
+        given, config = with_alphas(rng, name)
+        found = imported(config)
+        assert not found.of("lost", "unknown")
+        assert alphas(found, real(name)) == pytest.approx(their_alphas(name, given))
+        assert ranks(found, real(name)) == theirs(name, given)[0]
+        exported = export_recipe(found.values)
+        assert [line.key for line in exported.lines if line.kind == "lost"] == []
+        (text,) = exported.texts(Path("kohya")).values()
+        assert alphas(imported(text), real(name)) == pytest.approx(their_alphas(name, given))
+
+
 def imported_rates(imported: Any, name: str, *arguments: str) -> tuple[Imported, list[float]]:
     """An import, and the factors by block, 0 for one that is left out."""
     base = f'pretrained_model_name_or_path = "{BASES[name]}"'
@@ -332,10 +392,26 @@ def test_kinds_and_blocks_of_flux(imported: Any) -> None:
 
 
 def test_ranks_of_flux_have_scales_of_their_own_there(imported: Any) -> None:
-    found = imported(FLUX.replace("network_alpha = 0", "network_alpha = 4") + 'network_args = ["single_dim=4"]')
-    assert [line.key for line in found.of("lost")] == ["network_args: single_dim"]
+    """network_alpha / rank of each layer: its alpha is the same for all."""
+    for given, alpha in (("network_alpha = 4", 4.0), ("", 1.0)):
+        found = imported(
+            FLUX.replace("network_alpha = 0", given)
+            + 'network_args = ["single_dim=4", "img_attn_dim=16", "txt_mlp_dim=0"]'
+        )
+        adapter = settings(found)
+        assert not found.of("lost") and adapter.alpha == alpha
+        for layer in flux_layers():
+            rank = decide(adapter.block_rank, layer.names)
+            assert rank is None or rank == 0 or decide(adapter.block_alpha, layer.names) == alpha
+        exported = export_recipe(found.values)
+        assert (
+            not [line.key for line in exported.lines if line.kind == "lost"]
+            and exported.config["network_alpha"] == alpha
+        )
+        again = imported(next(iter(exported.texts(Path("kohya")).values())))
+        assert again.values["adapter"] == found.values["adapter"]
     none = imported(FLUX.replace("network_alpha = 0", "network_alpha = 4") + 'network_args = ["single_dim=0"]')
-    assert not none.of("lost")
+    assert not none.of("lost") and settings(none).block_alpha is None
     around = imported(FLUX + 'network_args = ["in_dims=[4,0,0,0,4]"]')
     assert [line.key for line in around.of("lost")] == ["network_args: in_dims"]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lorabake.base.errors import UserError
+from lorabake.recipe.prompts import line_to_prompt
 
 LEAST: dict[str, Any] = {
     "training_method": "LORA",
@@ -232,3 +233,94 @@ def test_a_concept_file_without_a_list_is_told(imported: Any, tmp_path: Path) ->
     config = {key: value for key, value in LEAST.items() if key != "concepts"}
     found = imported({**config, "concept_file_name": "concepts.json"})
     assert any("concepts.json: it holds no list" in warning for warning in found.warnings)
+
+
+# ---- samples
+
+SAMPLE = {"prompt": "mira, beach", "negative_prompt": "blurry", "width": 1000, "height": 768, "seed": 7, "diffusion_steps": 30,
+          "cfg_scale": 6.5, "noise_scheduler": "EULER", "random_seed": False, "enabled": True}  # fmt: skip
+EPOCHS = {"sample_after": 2, "sample_after_unit": "EPOCH"}
+FILE = {"sample_definition_file_name": "training_samples/samples.json"}
+
+
+@pytest.mark.parametrize("place", ["", "above"])
+def test_sample_prompts_are_read_from_their_file(
+    imported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """In the current folder, or where OneTrainer keeps it: in a folder beside the one that the config is in."""
+    home = tmp_path / place / "training_samples"
+    home.mkdir(parents=True)
+    off = {**SAMPLE, "enabled": False}
+    (home / "samples.json").write_text(json.dumps([SAMPLE, off, {"prompt": "すず --h"}]), encoding="utf-8")
+    if place:
+        from lorabake.recipe.imports import import_config
+
+        config = tmp_path / place / "training_presets" / "config.json"
+        config.parent.mkdir()
+        config.write_text(json.dumps(LEAST | FILE | EPOCHS), encoding="utf-8")
+        found = import_config(config)
+    else:
+        found = imported(LEAST | FILE | EPOCHS)
+    first, second = found.values["sample"]["prompts"]
+    assert first == "mira, beach --n blurry --w 992 --h 768 --d 7 --s 30 --l 6.5 --ss euler"
+    prompt = line_to_prompt(second)
+    assert (prompt.text, prompt.width, prompt.seed, prompt.steps, prompt.cfg, prompt.sampler) == (
+        "すず -- h", 512, 42, 20, 7.0, "ddim"
+    )  # fmt: skip
+    assert found.values["sample"]["every"] == "2 epochs"
+    (line,) = [line for line in found.of("converted") if line.setting == "sample.prompts"]
+    assert line.key == "sample_definition_file_name"
+    assert [line.key for line in found.of("left")] == ["sample_definition_file_name: width"], (
+        "rounded to what SDXL can draw"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "line"),
+    [
+        ("FLUX_DEV_1", "mira, beach --n blurry --w 992 --h 768 --d 7 --s 30 --g 6.5"),
+        ("STABLE_DIFFUSION_35", "mira, beach --n blurry --w 992 --h 768 --d 7 --s 30 --l 6.5"),
+        ("STABLE_DIFFUSION_15", "mira, beach --n blurry --w 960 --h 768 --d 7 --s 30 --l 6.5 --ss euler"),
+    ],
+)
+def test_samples_in_the_config_go_before_the_file_and_are_the_familys(
+    imported: Any, model_type: str, line: str
+) -> None:
+    found = imported(LEAST | FILE | EPOCHS | {"model_type": model_type, "samples": [SAMPLE]})
+    assert found.values["sample"]["prompts"] == [line]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            None,
+            "training_samples/samples.json is not found, from the current folder or beside the config. Give sample.prompts.",
+        ),
+        ("[{", "is not valid JSON"),
+        ("{}", "holds no list of samples. Give sample.prompts."),
+    ],
+)
+def test_samples_that_are_not_there_are_told(imported: Any, tmp_path: Path, text: str | None, why: str) -> None:
+    if text is not None:
+        (tmp_path / "training_samples").mkdir()
+        (tmp_path / "training_samples" / "samples.json").write_text(text)
+    found = imported(LEAST | FILE | EPOCHS)
+    (line,) = [line for line in found.of("left") if line.key == "sample_definition_file_name"]
+    assert why in line.note and "sample" not in found.values
+
+
+def test_when_and_what_of_samples_cannot_be_said(imported: Any) -> None:
+    given = {"samples": [{**SAMPLE, "random_seed": True, "noise_scheduler": "UNIPC"}], "sample_after": 10}
+    found = imported(LEAST | given | {"sample_after_unit": "MINUTE"})
+    assert "--d" not in found.values["sample"]["prompts"][0] and "every" not in found.values["sample"]
+    told = {line.key: line.note for line in found.of("left")}
+    assert told.keys() >= {"samples: random_seed", "samples: sample_sampler", "sample_after"}
+    found = imported(LEAST | given | {"sample_after_unit": "NEVER"})
+    assert "sample" not in found.values and [line.key for line in found.of("unused")] == ["samples"]
+    found = imported(LEAST | EPOCHS | {"samples": [{**SAMPLE, "enabled": False}, {"prompt": " "}]})
+    assert "sample" not in found.values and [line.key for line in found.of("unused")] == ["samples"]
+    found = imported(
+        LEAST | {"samples": [SAMPLE], "sample_after": 50, "sample_after_unit": "STEP", "gradient_accumulation_steps": 4}
+    )
+    assert found.values["sample"]["every"] == "12 steps"

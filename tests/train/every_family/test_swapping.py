@@ -136,6 +136,21 @@ def test_a_run_learns_and_draws_the_same(kitchens: Any, tmp_path: Path, losses: 
     assert any("train.blocks_to_swap: 4 of " in event.get("text", "") for event in told)
 
 
+def test_pictures_are_drawn_with_it_too(kitchen: Any, swaps: list[BlockSwap]) -> None:
+    """Of every family: two blocks are on the card, also of those that read no weight before its turn, and the picture is the same."""
+    import lorabake
+
+    recipe, notes = check(kitchen.recipe).recipe, []
+    prompts, source = recipe.sample.prompts, recipe.model.source()
+    (plain, *_) = lorabake.generate(prompts, device="cpu", **source)
+    (drawn, *_) = lorabake.generate(prompts, device="cpu", blocks_to_swap=100, on_note=notes.append, **source)
+    assert drawn.tobytes() == plain.tobytes() and np.ptp(np.asarray(drawn)) > 50
+    (swap,) = swaps
+    assert any(note.startswith("blocks_to_swap: ") for note in notes) and swap.nbytes > 0
+    assert swap.on_card == 2 * max(block.home.numel() for block in swap._waiting)
+    assert sum(held is not None for held in swap._held) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [

@@ -100,7 +100,7 @@ class LatentModel:
             residence.wake()
 
     def swap_blocks(self, count: int) -> Callable[[], str]:
-        """Have so many of the denoiser's blocks wait in main memory, spread among the others; they must all be recomputed.
+        """Have so many of the denoiser's blocks wait in main memory, spread among the others; to train, they must all be recomputed.
 
         Returns:
             What tells, once the weights have been read, how many there are and what they take.

@@ -75,6 +75,13 @@ def stored(weight_OI: Tensor, kind: Quantisation) -> Stored:
     return Stored(kind, values, scale, shape, weight_OI.dtype)
 
 
+def stored_size(weight_OI: Tensor, kind: Quantisation) -> int:
+    """Bytes of a weight in few bits, scales included. Its shape is enough: it may be on the meta device."""
+    if kind == "nf4":
+        return -(-weight_OI.numel() // _BLOCK) * (_BLOCK // 2 + 4)
+    return weight_OI.numel() + 4 * len(weight_OI)
+
+
 class QuantisedLinear(ComputedWeight, nn.Linear):
     """A linear layer whose weight is stored in few bits. ``weight`` computes it, frozen."""
 

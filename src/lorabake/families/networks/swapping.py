@@ -4,7 +4,7 @@ Two places on the card are shared by all of them: while one block is computed wi
 learned from what came next last time, forwards and backwards alike. The same numbers are multiplied, so results are the same.
 
 Nothing may keep a block's weights from forward to backward, for their place will hold another's by then. So blocks that wait must be
-recomputed in the backward pass (gradient checkpointing), where their turn comes once more, last one first.
+recomputed in the backward pass (gradient checkpointing), where their turn comes once more, last one first. Drawing has no backward pass.
 """
 
 from __future__ import annotations

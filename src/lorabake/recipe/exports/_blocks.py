@@ -16,7 +16,7 @@ from lorabake.recipe.exports._writing import Writing
 from lorabake.recipe.imports._layer_names import UNETS, Name, Named, flux_layers, unet_layers
 from lorabake.recipe.imports.kohya import is_sdxl_name
 
-_RANKS, _RATES = "adapter.block_rank", "optimizer.block_lr"
+_RANKS, _ALPHAS, _RATES = "adapter.block_rank", "adapter.block_alpha", "optimizer.block_lr"
 _UNTOLD = "whether the base is SD or SDXL, whose blocks are not the same, is told neither by a file nor by its name."
 
 
@@ -30,6 +30,7 @@ class _Adapter:
     conv_alpha: float | None
     stabilized: bool
     table: Mapping[str, int]
+    alphas: Mapping[str, float]
 
     def rank_of(self, layer: Named) -> int:
         """0 for a layer that is left alone."""
@@ -43,6 +44,17 @@ class _Adapter:
         if layer.kind in ("resnet", "convolution") and self.conv_rank is None:
             return None
         return self.conv_rank if layer.kind == "convolution" else self.rank
+
+    def alpha_of(self, layer: Named) -> float:
+        """Its alpha, as files have it."""
+        rank, chosen = self.rank_of(layer), decide(self.alphas, layer.names)
+        if chosen is None:
+            return self.alpha_at(rank, convolution=layer.kind == "convolution")
+        return chosen * (math.sqrt(rank) if self.stabilized else 1.0)
+
+    def tables(self) -> list[str]:
+        """The settings of its own that there are."""
+        return [setting for setting, table in ((_RANKS, self.table), (_ALPHAS, self.alphas)) if table]
 
     def alpha_at(self, rank: int, *, convolution: bool) -> float:
         """As files have it: scaled along with the rank."""
@@ -60,10 +72,7 @@ def blocks(writing: Writing, family: str, lr: float, trains_text: bool) -> list[
         lr: the denoiser's learning rate.
         trains_text: whether text encoders are trained.
     """
-    ranks, rates = writing.get(_RANKS) or {}, writing.get(_RATES) or {}
-    tables = [setting for setting, table in ((_RANKS, ranks), (_RATES, rates)) if table]
-    if not tables:
-        return []
+    ranks, alphas, rates = (writing.get(setting) or {} for setting in (_RANKS, _ALPHAS, _RATES))
     adapter = _Adapter(
         writing.get("adapter.rank") or 4,
         writing.get("adapter.alpha"),
@@ -71,10 +80,14 @@ def blocks(writing: Writing, family: str, lr: float, trains_text: bool) -> list[
         writing.get("adapter.conv_alpha"),
         bool(writing.get("adapter.rank_stabilized")),
         ranks,
+        alphas,
     )
+    tables = [*adapter.tables(), *([_RATES] if rates else [])]
+    if not tables:
+        return []
     if family == "flux":
         return _expressions(writing, adapter, rates, lr, trains_text)
-    name = _unet(writing, ranks, rates) if family == "sd" else None
+    name = _unet(writing, ranks, alphas, rates) if family == "sd" else None
     if name is None:
         for setting in tables:
             writing.lost(setting, _UNTOLD if family == "sd" else "sd-scripts has no such setting for SD3.")
@@ -139,40 +152,44 @@ def _rates(
 
 
 def _ranks(writing: Writing, name: Name, adapter: _Adapter, layers: Sequence[Named]) -> list[str]:
-    if not adapter.table:
+    settings = adapter.tables()
+    if not settings:
         return []
-    unet = UNETS[name]
-    linear: dict[int, set[int]] = {}
-    spatial: dict[int, set[int]] = {}
+
+    def lost(why: str) -> list[str]:
+        for setting in settings:
+            writing.lost(setting, why)
+        return []
+
+    unet, own = UNETS[name], (adapter.rank, adapter.alpha_at(adapter.rank, convolution=False))
+    linear: dict[int, set[tuple[int, float]]] = {}
+    spatial: dict[int, set[tuple[int, float]]] = {}
     for layer in layers:
+        convolution = layer.kind == "convolution"
         rank = adapter.rank_of(layer)
-        if layer.kind == "text" and rank != adapter.rank:
-            writing.lost(
-                _RANKS, "sd-scripts has ranks for blocks of the U-Net alone, none for layers of text encoders."
-            )
-            return []
+        has = rank, adapter.alpha_of(layer) if rank else adapter.alpha_at(0, convolution=convolution)
+        if layer.kind == "text" and has != own:
+            return lost("sd-scripts has ranks for blocks of the U-Net alone, none for layers of text encoders.")
         if rank and adapter.usual(layer) is None:
-            writing.lost(
-                _RANKS,
-                "sd-scripts trains convolutions and residual blocks in all blocks or in none: give adapter.conv_rank.",
+            return lost(
+                "sd-scripts trains convolutions and residual blocks in all blocks or in none: give adapter.conv_rank."
             )
-            return []
         if layer.kind != "text" and adapter.usual(layer) is not None:
-            (spatial if layer.kind == "convolution" else linear).setdefault(layer.block, set()).add(rank)
+            (spatial if convolution else linear).setdefault(layer.block, set()).add(has)
     if any(len(found) > 1 for found in (*linear.values(), *spatial.values())):
-        writing.lost(_RANKS, "sd-scripts has one rank for each block of the U-Net, and layers in a block differ here.")
-        return []
-    dims = [linear[place].pop() if place in linear else adapter.rank for place in range(unet.count)]
-    told = [
-        f"block_dims={_joined(dims)}",
-        f"block_alphas={_joined(adapter.alpha_at(dim, convolution=False) for dim in dims)}",
-    ]
+        return lost(
+            "sd-scripts has one rank and one alpha for each block of the U-Net, and layers in a block differ here."
+        )
+    pairs = [linear[place].pop() if place in linear else own for place in range(unet.count)]
+    told = [f"block_dims={_joined(rank for rank, _ in pairs)}", f"block_alphas={_joined(alpha for _, alpha in pairs)}"]
     if adapter.conv_rank is not None:
-        conv = [spatial[place].pop() if place in spatial else adapter.conv_rank for place in range(unet.count)]
-        told.append(f"conv_block_dims={_joined(conv)}")
-        told.append(f"conv_block_alphas={_joined(adapter.alpha_at(dim, convolution=True) for dim in conv)}")
+        usual = adapter.conv_rank, adapter.alpha_at(adapter.conv_rank, convolution=True)
+        conv = [spatial[place].pop() if place in spatial else usual for place in range(unet.count)]
+        told.append(f"conv_block_dims={_joined(rank for rank, _ in conv)}")
+        told.append(f"conv_block_alphas={_joined(alpha for _, alpha in conv)}")
     keys = ", ".join(argument.partition("=")[0] for argument in told)
-    writing.say("converted", _RANKS, "network_args", keys, f"by the blocks of {unet.title}, of the same scale")
+    for setting in settings:
+        writing.say("converted", setting, "network_args", keys, f"by the blocks of {unet.title}")
     return told
 
 
@@ -189,16 +206,23 @@ def _expressions(
     """``network_reg_dims`` and ``network_reg_lrs``: the first expression that is found in a layer's key decides, as here."""
     layers = [layer for layer in flux_layers() if trains_text or layer.kind != "text"]
     found: list[str] = []
-    if adapter.table and (keys := _as_keys(writing, _RANKS, adapter.table, layers)):
+    keys = _as_keys(writing, _RANKS, adapter.table, layers) if adapter.table else {}
+    if keys:
         found.append(
             f"network_reg_dims={','.join(f'{keys[pattern]}={rank}' for pattern, rank in adapter.table.items())}"
         )
         writing.say("converted", _RANKS, "network_args", "network_reg_dims", "expressions of the layers' keys")
-        if any(rank not in (0, adapter.rank) for rank in adapter.table.values()):
-            writing.lost(
-                _RANKS,
-                "sd-scripts scales layers of other ranks by network_alpha / rank of each; here all are scaled alike.",
+    theirs = adapter.alpha_at(adapter.rank, convolution=False)
+    if all(math.isclose(adapter.alpha_of(layer), theirs) for layer in layers if adapter.rank_of(layer)):
+        if adapter.alphas:
+            writing.say(
+                "converted", _ALPHAS, "network_alpha", theirs, "divided by the rank of each layer, there as here"
             )
+    elif keys or adapter.alphas:
+        what = (
+            "sd-scripts scales every layer by network_alpha / its rank, and alpha is not the same for all layers here."
+        )
+        writing.lost(adapter.tables()[-1], what)
     text = {factor for layer in layers if layer.kind == "text" if (factor := decide(rates, layer.names)) is not None}
     if rates and text:
         writing.lost(_RATES, "sd-scripts has rates by expression, and these are factors on those of several parts.")

@@ -82,7 +82,7 @@ def import_config(path: str | os.PathLike[str], dataset: str | os.PathLike[str] 
     given = _table(source, read_config(source))
     trainer = _detect(source, given)
     pictures = _dataset(source, given, trainer, dataset)
-    reading = Reading(given)
+    reading = Reading(given, source=source)
     if trainer == "kohya-dataset":
         _read(source, "kohya", reading.part({}, ""), given)
         reading.warnings.insert(

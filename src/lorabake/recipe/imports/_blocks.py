@@ -225,7 +225,7 @@ def _ranks(
         dims[place] = conv[place] = 0
     table: dict[str, int] = {}
     trained: list[str] = []
-    scales: set[bool] = set()
+    strengths: dict[str, float] = {}
     alphas = lists.get("block_alphas", [usual.alpha] * unet.count)
     conv_alphas = lists.get("conv_block_alphas", [usual.conv_alpha] * unet.count)
     for place, (pattern, inner) in enumerate(
@@ -235,18 +235,21 @@ def _ranks(
         spatial = conv[place] if convolutions and unet.has_convolutions(place) else None
         table |= _entries(pattern, inner, linear, spatial, usual)
         trained.append(pattern if linear or spatial else "")
-        if linear:
-            scales.add(math.isclose(_scale(alphas[place], linear), _scale(usual.alpha, usual.rank)))
-        if spatial and usual.conv_rank:
-            scales.add(math.isclose(_scale(conv_alphas[place], spatial), _scale(usual.conv_alpha, usual.conv_rank)))
+        strengths |= _strengths(
+            pattern,
+            inner,
+            (alphas[place] or linear, linear * _scale(usual.alpha, usual.rank)) if linear else None,
+            (conv_alphas[place] or spatial, spatial * _scale(usual.conv_alpha, usual.conv_rank or 1))
+            if spatial
+            else None,
+        )
     if table:
         note = f"{unet.title}'s blocks as patterns of layer names" if lists else "a rate of 0 leaves a block out"
         reading.put("adapter.block_rank", table, key, note)
     elif lists:
         reading.say("same", key, "adapter.block_rank", None, "all blocks have the usual rank")
-    if False in scales:
-        what = f"blocks have scales of their own there, alpha / rank of each; here all have that of adapter.alpha and rank, {usual.alpha:g} / {usual.rank}."
-        reading.lost("network_args: block_alphas", what)
+    if strengths:
+        reading.put("adapter.block_alpha", strengths, key, "blocks with a scale of their own, alpha / rank of each")
     return trained
 
 
@@ -262,6 +265,22 @@ def _entries(pattern: str, inner: str, linear: int | None, spatial: int | None, 
         found[inner] = spatial  # in front of the block's own, which says it for all its layers
     if linear != usual.rank:
         found[pattern] = linear
+    return found
+
+
+def _strengths(
+    pattern: str, inner: str, linear: tuple[float, float] | None, spatial: tuple[float, float] | None
+) -> dict[str, float]:
+    """What a table of alphas must say of a block, given the alpha of each kind of layers and the one that they have without; None for a kind
+    that has none or is not trained."""
+    if linear is None or spatial is None:
+        own = linear or spatial
+        return {} if own is None or math.isclose(*own) else {pattern: own[0]}
+    found: dict[str, float] = {}
+    if not math.isclose(spatial[0], spatial[1] if math.isclose(*linear) else linear[0]):
+        found[inner] = spatial[0]  # in front of the block's own, which says it for all its layers
+    if not math.isclose(*linear):
+        found[pattern] = linear[0]
     return found
 
 

@@ -22,7 +22,7 @@ from lorabake.recipe.load import parse_sections
 from lorabake.recipe.optimizers import optimizer_problems
 from lorabake.recipe.sections import PARTS, SECTIONS
 
-_TABLES = ("optimizer.block_lr", "adapter.block_rank")
+_TABLES = ("optimizer.block_lr", "adapter.block_rank", "adapter.block_alpha")
 """Settings that are tables themselves."""
 
 
@@ -115,7 +115,7 @@ def unusual(given: Mapping[str, Any], section: str) -> list[str]:
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
-        if isinstance(value, Mapping) and name not in ("block_lr", "block_rank"):
+        if isinstance(value, Mapping) and name not in ("block_lr", "block_rank", "block_alpha"):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lorabake.base.errors import Problem, nearest
@@ -50,6 +51,8 @@ class Reading:
     warnings: list[str] = field(default_factory=list)
     asides: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
+    source: Path = Path()
+    """The file. What it names may lie beside it."""
 
     def part(self, given: Mapping[str, Any], prefix: str) -> Reading:
         """Another part of the same file."""
@@ -61,6 +64,7 @@ class Reading:
             problems=self.problems,
             warnings=self.warnings,
             asides=self.asides,
+            source=self.source,
         )
 
     def called(self, key: str) -> str:

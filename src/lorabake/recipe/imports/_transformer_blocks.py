@@ -84,9 +84,9 @@ def ranks(reading: Reading, arguments: dict[str, Any], family: str, rank: int) -
         reading.put("adapter.block_rank", table, f"network_args: {used}", "as patterns of layer names")
     alpha = reading.number("network_alpha")
     if alpha != 0 and any(found not in (0, rank) for found in table.values()):
-        usual = f"{1.0 if alpha is None else alpha:g} / {rank}"
-        what = f"layers of other ranks have a scale of their own there, alpha / rank of each; here all have that of adapter.alpha and rank, {usual}."
-        reading.lost(f"network_args: {used}", what)
+        strengths = {pattern: 1.0 if alpha is None else alpha for pattern, found in table.items() if found}
+        what = "layers of other ranks are scaled by network_alpha / rank of each"
+        reading.put("adapter.block_alpha", strengths, f"network_args: {used}", what)
     return rates
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lorabake.base.cards import cards
 from lorabake.base.errors import UserError
-from lorabake.recipe.imports import _values, onetrainer_concepts, onetrainer_run
+from lorabake.recipe.imports import _values, onetrainer_concepts, onetrainer_run, onetrainer_samples
 from lorabake.recipe.imports._onetrainer_keys import IDLE, LOST, OLD, QUANTISED, RENAMED, SWALLOWED
 from lorabake.recipe.imports._paths import located
 from lorabake.recipe.imports._reading import Reading, Row
@@ -61,6 +61,7 @@ def read(reading: Reading) -> None:
     _masks(reading)
     _run(reading)
     _saving(reading)
+    onetrainer_samples.samples(reading, model_type)
     reading.losses(LOST)
     reading.rest(IDLE, (row.key for row in (*ROWS, *MASKS)), SWALLOWED)
 
@@ -335,12 +336,6 @@ def _run(reading: Reading) -> None:
         reading.put("save.tensorboard", True, "tensorboard", "into the run's folder")
     if reading.flag("validation"):
         reading.lost("validation", "give validation.folder, or a share of the pictures: validation.share.")
-    samples = reading.text("sample_definition_file_name")
-    if samples is not None:
-        reading.left(
-            "sample_definition_file_name",
-            "sample prompts are lines of text here: sample.prompts, or sample.prompts_file.",
-        )
 
 
 def _saving(reading: Reading) -> None:
