@@ -94,18 +94,25 @@ class WeightType:
         multiplier: float,
     ) -> Tensor:
         """With DoRA every output of W + ΔW has a gain g: what is added to the base is m·((g - 1)·W x + g·ΔW x)."""
-        out = base(x)
         if (magnitudes := weights.get("dora_scale")) is None:
-            return torch.add(out, change, alpha=multiplier)
+            return torch.add(base(x), change, alpha=multiplier)
         with torch.no_grad():
-            frozen = origin.weight.float()
-            norms = norms_of(frozen + self.change(frozen, weights), magnitudes)
+            norms = self.norms(origin.weight.float(), weights)
         axes = (-1, *(1 for _ in x.shape[2:])) if isinstance(origin, nn.Conv2d) else (-1,)
         gain = (magnitudes / norms).view(axes)
-        own = out if base is origin else origin(x)
-        if origin.bias is not None:
-            own = own - origin.bias.view(axes)
-        return out + own * ((gain - 1) * multiplier).to(x.dtype) + change * (gain * multiplier).to(x.dtype)
+        of_change = (gain * multiplier).to(x.dtype)
+        if base is not origin or isinstance(origin, ComputedWeight):
+            own = origin(x) if origin.bias is None else origin(x) - origin.bias.view(axes)
+            return base(x).addcmul(own, ((gain - 1) * multiplier).to(x.dtype)).addcmul(change, of_change)
+        own = kernels.with_weight(origin, x, origin.weight, bias=False) * torch.lerp(
+            torch.ones_like(gain), gain, multiplier
+        ).to(x.dtype)
+        out = own if origin.bias is None else own + origin.bias.view(axes)
+        return out.addcmul(change, of_change)
+
+    def norms(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Of W + ΔW, in the shape of DoRA's magnitudes, which are those of outputs. Not differentiated."""
+        return norms_of(weight + self.change(weight, tensors), tensors["dora_scale"])
 
     def changed_weights(
         self,

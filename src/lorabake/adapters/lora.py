@@ -115,15 +115,27 @@ class Lora(WeightType):
     ) -> Tensor | None:
         down, up = tensors["lora_down.weight"].to(x.dtype), tensors["lora_up.weight"].to(x.dtype)
         up = up * (float(tensors["alpha"]) / up.shape[1])
+        if isinstance(base, nn.Linear) and not dropping:
+            return kernels.low_rank_product(x, down, up)
         if isinstance(base, nn.Linear):
-            thin = F.linear(x, down)
-            return F.linear(_drop(thin, dropping, channels_last=True) if dropping else thin, up)
+            return F.linear(_drop(F.linear(x, down), dropping, channels_last=True), up)
         if base.groups != 1:
             return None
         if (mid := tensors.get("lora_mid.weight")) is not None:
             x, down = F.conv2d(x, down), mid.to(x.dtype)
         thin = F.conv2d(x, down, None, base.stride, base.padding, base.dilation)
         return F.conv2d(_drop(thin, dropping, channels_last=False) if dropping else thin, up)
+
+    def norms(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """‖W + s·B·A‖ of each row from thin products: ‖w‖² + 2s ⟨b, A w⟩ + s² ⟨b, A Aᵀ b⟩."""
+        if "lora_mid.weight" in tensors:
+            return super().norms(weight, tensors)
+        rows_OI, down_RI = kernels.rows_of(weight), kernels.rows_of(tensors["lora_down.weight"])
+        up_OR = tensors["lora_up.weight"].flatten(1)
+        up_OR = up_OR * (float(tensors["alpha"]) / up_OR.shape[1])
+        crossed = (rows_OI @ (2 * down_RI.t())).addmm_(up_OR, down_RI @ down_RI.t())
+        squared = torch.linalg.vector_norm(rows_OI, dim=1).square_() + (crossed * up_OR).sum(1)
+        return squared.clamp_(min=torch.finfo(squared.dtype).tiny).sqrt_().view_as(tensors["dora_scale"])
 
     def changed_weights(
         self,
