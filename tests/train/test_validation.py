@@ -29,6 +29,7 @@ from lorabake.train.validation import confidence_interval, middles, student_quan
 
 def recipe(dataset: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     raw: dict[str, Any] = {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset)},
         "adapter": {"rank": 2},
         "train": {"batch_size": 2, "device": "cpu", "length": "2 epochs"},
