@@ -28,7 +28,7 @@ from lorabake.sampling.infotext import save_png
 _OVEN = """
 import importlib, json, os, pkgutil, signal, sys, traceback
 import lorabake, lorabake.api, lorabake.cli, lorabake.families
-import numpy.ctypeslib, PIL.Image, rich.progress, rich.table, tokenizers, torch.utils._device
+import numpy.ctypeslib, PIL.Image, rich.progress, rich.table, tokenizers, torch._dynamo, torch.utils._device  # which torch imports as late as it can
 PIL.Image.preinit()
 from lorabake.base.cards import ROOMS, cards
 families = ["families." + item.name for item in pkgutil.iter_modules(lorabake.families.__path__)]
