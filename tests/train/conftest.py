@@ -180,7 +180,11 @@ def options(tiny: Path) -> Callable[..., list[str]]:
     """``--set`` arguments of a small run on the tiny base; double underscores stand for dots."""
 
     def make(**settings: Any) -> list[str]:
-        chosen = {**SMALL, "model.base": str(tiny), **{name.replace("__", "."): value for name, value in settings.items()}}
+        chosen = {
+            **SMALL,
+            "model.base": str(tiny),
+            **{name.replace("__", "."): value for name, value in settings.items()},
+        }
         return [word for name, value in chosen.items() for word in ("--set", f"{name}={json.dumps(value)}")]
 
     return make

@@ -66,7 +66,7 @@ def scale_of(values: list[float]) -> tuple[LossScale, Sgd, Any]:
 def test_it_is_what_torchs_own_scaler_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same overflows, the same scales, at the same steps; with a tenth of the patience, which is torch's own."""
     usual = torch.amp.GradScaler("cpu")
-    assert (FIRST, scaling.PATIENCE) == (usual.get_scale(), usual.get_growth_interval())
+    assert (usual.get_scale(), usual.get_growth_interval()) == (FIRST, scaling.PATIENCE)
     monkeypatch.setattr(scaling, "PATIENCE", 200)
     theirs = torch.amp.GradScaler("cpu", init_scale=FIRST, growth_interval=200)
     ours, optimizer, group = scale_of([1.0])
