@@ -470,7 +470,8 @@ def main(words: "list[str]") -> int:
         say("\nStopped. The same command starts over; what pip has downloaded is kept.")
         return 130
     if for_tests:
-        spread = ["-n", "logical", "--dist", "loadfile"]  # every test keeps to one core; -n 0 among the words undoes it
+        # Every test keeps to one core; -n 0 among the words undoes it. Files are begun in the order of tests/conftest.py.
+        spread = ["-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"]
         return hand_over([PYTHON, "-m", "pytest", *spread, *words[1:]], ROOT)
     safe_path = ["-P"] if sys.version_info >= (3, 11) else []  # a random.py in the user's folder is not imported
     return hand_over([PYTHON, *safe_path, "-m", "lorabake", *words], os.getcwd())

@@ -217,7 +217,7 @@ def test_test_runs_pytest_in_the_checkout(checkout: Checkout, tmp_path: Path) ->
     assert result.returncode == 5, result.stderr
     report = json.loads(result.stdout)
     assert (
-        report["words"] == ["-n", "logical", "--dist", "loadfile", "-k", "x", "5"]
+        report["words"] == ["-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder", "-k", "x", "5"]
         and Path(report["folder"]) == checkout.root.resolve()
     )
     assert "step 2 of 2: lorabake itself" in result.stderr  # the checkout has moved

@@ -6,9 +6,11 @@ each run still is a process of its own that goes through ``lorabake.cli.main``, 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,10 +27,12 @@ from lorabake.sampling.infotext import save_png
 
 _OVEN = """
 import importlib, json, os, pkgutil, signal, sys, traceback
-import lorabake, lorabake.cli, lorabake.families
+import lorabake, lorabake.api, lorabake.cli, lorabake.families
+import numpy.ctypeslib, PIL.Image, rich.progress, rich.table, tokenizers, torch._dynamo, torch.utils._device  # which torch imports as late as it can
+PIL.Image.preinit()
 from lorabake.base.cards import ROOMS, cards
 families = ["families." + item.name for item in pkgutil.iter_modules(lorabake.families.__path__)]
-for room in ("base", "dataset", "protocols", *families, "adapters", "objectives", "optimizers", "formats", "recipe", "sampling", "train"):
+for room in ("base", "dataset", "protocols", *families, "adapters", "objectives", "optimizers", "formats", "recipe", "sampling", "train", "cli"):
     package = importlib.import_module("lorabake." + room)
     for item in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(item.name)
@@ -137,8 +141,28 @@ def write_dataset(folder: Path, drawings: list[tuple[Any, str]], repeats: int = 
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of the pocket model's shape with random weights, which takes a third of its time a step: for all that does not depend
+    on what a base has learned."""
+    spec = importlib.util.spec_from_file_location("models", Path(__file__).parent / "every_family" / "conftest.py")
+    assert spec and spec.loader
+    models: Any = importlib.util.module_from_spec(spec)
+    sys.modules["models"] = models  # its dataclasses look for it there
+    spec.loader.exec_module(models)
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    models.write_unet(folder, block_out_channels=(16, 32), norm_num_groups=8, heads=(2, 2), transformer_depth=(1, 1),
+                      attends_down=(True, False), attends_up=(True, False), cross_attention_dim=32)  # fmt: skip
+    models.write_clip(folder)
+    models.write_vae(folder, block_out_channels=(8, 8, 16))
+    models.write_scheduler(folder, "DDIMScheduler", **models.BETAS, prediction_type="epsilon")
+    return folder
+
+
 @pytest.fixture
-def dataset(tmp_path: Path, drawings: list[tuple[Any, str]]) -> Path:
+def dataset(tmp_path: Path, drawings: list[tuple[Any, str]], tiny: Path) -> Path:
+    """A folder of pictures, and the tiny base beside it: ``mira`` and ``base``."""
+    shutil.copytree(tiny, tmp_path / "base", copy_function=os.link)
     return write_dataset(tmp_path / "mira", drawings)
 
 
@@ -152,11 +176,15 @@ SMALL = {
 
 
 @pytest.fixture(scope="session")
-def options() -> Callable[..., list[str]]:
-    """``--set`` arguments of a small run; double underscores stand for dots."""
+def options(tiny: Path) -> Callable[..., list[str]]:
+    """``--set`` arguments of a small run on the tiny base; double underscores stand for dots."""
 
     def make(**settings: Any) -> list[str]:
-        chosen = {**SMALL, **{name.replace("__", "."): value for name, value in settings.items()}}
+        chosen = {
+            **SMALL,
+            "model.base": str(tiny),
+            **{name.replace("__", "."): value for name, value in settings.items()},
+        }
         return [word for name, value in chosen.items() for word in ("--set", f"{name}={json.dumps(value)}")]
 
     return make

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,8 +37,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, drawings: list[tuple[Any, str]]) -> Path:
-    """Pictures for two buckets."""
+def dataset(tmp_path: Path, drawings: list[tuple[Any, str]], tiny: Path) -> Path:
+    """Pictures for two buckets, and the tiny base beside them."""
+    shutil.copytree(tiny, tmp_path / "base", copy_function=os.link)
     for index, (image, caption) in enumerate(drawings):
         path = tmp_path / "mira" / "1_mira" / f"{index:03d}.png"
         save_png(image.resize((192, 64)) if index % 3 == 2 else image, path)
@@ -46,6 +49,7 @@ def dataset(tmp_path: Path, drawings: list[tuple[Any, str]]) -> Path:
 
 def bake(dataset: Path, **sections: dict[str, Any]) -> Bake:
     raw: dict[str, dict[str, Any]] = {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset)},
         "adapter": {"rank": 2},
         "train": {"batch_size": 2, "device": "cpu", "length": "3 steps"},
@@ -297,10 +301,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
     """A small model of every family, as a folder."""
     from lorabake.base.places import POCKET_MODEL
 
-    yield {"sd": POCKET_MODEL} | {family: tiny(family, tmp_path_factory) for family in ("sdxl", "flux", "sd3")}
+    yield {"sd": POCKET_MODEL} | {family: written(family, tmp_path_factory) for family in ("sdxl", "flux", "sd3")}
 
 
-def tiny(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Written by diffusers, as that family's own tests have it."""
     import importlib.util
 

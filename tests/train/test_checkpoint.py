@@ -37,7 +37,7 @@ def test_what_was_trained_on_is_named_without_its_place(
     oven: Any, dataset: Path, tmp_path: Path, options: Options
 ) -> None:
     """Folders have no hashes."""
-    vae = Path(shutil.copytree(POCKET_MODEL / "vae", tmp_path / "vaes" / "other"))
+    vae = Path(shutil.copytree(dataset.with_name("base") / "vae", tmp_path / "vaes" / "other"))
     ranges = {"objective__min_timestep": 250, "objective__max_timestep": 960}
     metadata = said(oven, dataset, tmp_path / "run", options(train__length="1 steps", model__vae=str(vae), **ranges))
     assert metadata["ss_vae_name"] == "other" and metadata["modelspec.timestep_range"] == "250,960"

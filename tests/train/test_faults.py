@@ -315,7 +315,8 @@ def test_a_damaged_text_file_is_told_of_or_made_again(
 def test_a_log_that_is_damaged_anywhere_is_told_of_and_leads_nowhere_else(dataset: Path, tmp_path: Path) -> None:
     """Flipped bytes all over the log of a run that was stopped: weights and files are those of the whole run, and nobody is left in the dark."""
     raw = {
-        "data": {"folder": str(dataset)}, "adapter": {"rank": 1}, "output": {"name": "mira"}, "save": {"every": "1 steps", "keep": 2},
+        "model": {"base": str(dataset.with_name("base"))}, "data": {"folder": str(dataset)},
+        "adapter": {"rank": 1}, "output": {"name": "mira"}, "save": {"every": "1 steps", "keep": 2},
         "train": {"batch_size": 2, "device": "cpu", "length": "5 steps", "ema": [0.9]},
     }  # fmt: skip
     checked = check_values(raw)

@@ -141,8 +141,8 @@ def test_a_run_that_cannot_fit_is_not_started(oven: Any, dataset: Path, tmp_path
 
 def test_where_it_is_tight_it_is_told(oven: Any, dataset: Path, tmp_path: Path, options: Options) -> None:
     words = options(
-        train__length="3 steps", save__every="1 steps", save__keep_state=True, sample__prompts=["1girl --s 1"]
-    )
+        train__length="3 steps", save__every="1 steps", save__keep_state=True, sample__prompts=["1girl --s 1"], model__base="pocket"
+    )  # fmt: skip
     full = oven.run("train", dataset, "--into", tmp_path / "run", *words, before=with_free(20_000))
     enough = int(1.1 * needed(full.err))
     done = oven.run("train", dataset, "--into", tmp_path / "run", *words, "--json", before=with_free(enough))
@@ -164,7 +164,7 @@ def test_the_room_that_is_asked_for_is_near_what_is_written(
     oven: Any, dataset: Path, tmp_path: Path, options: Options, settings: dict[str, Any]
 ) -> None:
     """Averages have files and a place in every state."""
-    words = options(train__length="4 steps", save__every="1 steps", **settings)
+    words = options(train__length="4 steps", save__every="1 steps", model__base="pocket", **settings)
     full = oven.run("train", dataset, "--into", tmp_path / "run", *words, before=with_free(20_000))
     assert full.code == 2, full.err
     done = oven.run("train", dataset, "--into", tmp_path / "run", *words)

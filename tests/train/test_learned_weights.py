@@ -24,6 +24,7 @@ LEARNED = {"weighting": "learned", "learned_lr": 0.02}
 
 def bake(dataset: Path, **sections: dict[str, Any]) -> Bake:
     raw: dict[str, dict[str, Any]] = {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset)},
         "adapter": {"rank": 2},
         "train": {"batch_size": 2, "device": "cpu", "length": "4 steps"},

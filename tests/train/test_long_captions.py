@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 Options = Callable[..., list[str]]
 FULL = "hair, " * 37 + "hair "
-"""75 tokens."""
+"""75 tokens of the pocket model."""
 
 
 def caption(dataset: Path, text: str) -> Path:
@@ -39,7 +39,7 @@ def test_what_is_behind_75_tokens_is_trained_on_with_two_windows_only(
     oven: Any, dataset: Path, options: Options, tmp_path: Path, max_tokens: int
 ) -> None:
     """The text encoder is trained too: its gradients come through the windows."""
-    words = options(model__max_tokens=max_tokens, train__length="1 steps", train__batch_size=3)
+    words = options(model__base="pocket", model__max_tokens=max_tokens, train__length="1 steps", train__batch_size=3)
     beach, night = (
         weights(oven, caption(dataset, FULL + ending), tmp_path / ending, words) for ending in ("beach", "night")
     )
@@ -53,7 +53,7 @@ def test_a_run_with_long_captions_says_so_and_draws_with_them(
     """Its samples, and later grids and pictures with its LoRA, read prompts as training read captions."""
     prompts = [f"{FULL}{ending} --s 2 --w 64" for ending in ("beach", "night")]
     words = options(
-        model__max_tokens=150, model__clip_skip=2, train__length="1 steps", optimizer__text_encoder_lr=0.0,
+        model__base="pocket", model__max_tokens=150, model__clip_skip=2, train__length="1 steps", optimizer__text_encoder_lr=0.0,
         save__dtype="fp32", sample__prompts=prompts,
     )  # fmt: skip
     weights(oven, caption(dataset, FULL + "beach"), tmp_path / "run", words)

@@ -20,6 +20,7 @@ from lorabake.train.prepare import prepare
 
 def bake(dataset: Path, **sections: dict[str, Any]) -> Bake:
     raw: dict[str, dict[str, Any]] = {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset)},
         "adapter": {"rank": 2},
         "train": {"batch_size": 2, "device": "cpu"},

@@ -32,6 +32,7 @@ def masked(dataset: Path, **masks: Any) -> dict[str, Any]:
         (path.parent / "masks").mkdir(exist_ok=True)
         mask.save(path.parent / "masks" / path.name)
     return {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset), "masks": {"source": "files", **masks}},
         "adapter": {"rank": 2},
         "train": {"batch_size": 2, "device": "cpu", "length": "4 steps"},

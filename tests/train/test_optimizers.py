@@ -28,6 +28,7 @@ Options = Callable[..., list[str]]
 
 def bake(dataset: Path, optimizer: dict[str, Any], **sections: dict[str, Any]) -> Bake:
     raw = {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset)},
         "adapter": {"rank": 2, "conv_rank": 1},
         "train": {"batch_size": 2, "device": "cpu", "length": "6 steps"},
@@ -73,6 +74,7 @@ def trained(dataset: Path, into: Path, **settings: Any) -> Path:
     """The run folder of a whole run with these settings; double underscores stand for dots."""
     raw: dict[str, dict[str, Any]] = {}
     given = {
+        "model__base": str(dataset.with_name("base")),
         "data__folder": str(dataset),
         "adapter__rank": 2,
         "train__batch_size": 2,

@@ -121,7 +121,7 @@ def home(dataset: Path, tmp_path: Path) -> Path:
 
 def accepted(row: Row, factors: Mapping[str, Sequence[Level]], home: Path) -> dict[str, Any]:
     """The row's settings; of a factor that does not go with those before it (and is refused), those that are left without it."""
-    settings: dict[str, Any] = dict(USUAL)
+    settings: dict[str, Any] = {**USUAL, "model.base": str(home.with_name("base"))}
     for name in factors:
         level = {key: _placed(value, home) for key, value in factors[name][row[name]].items()}
         try:

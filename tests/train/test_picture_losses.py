@@ -73,6 +73,7 @@ def test_the_table_survives_any_name() -> None:
 
 def raw(dataset: Path, **sections: Any) -> dict[str, Any]:
     made: dict[str, Any] = {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset)},
         "adapter": {"rank": 2},
         "train": {"batch_size": 2, "device": "cpu", "length": "2 epochs"},

@@ -36,6 +36,7 @@ def called(dataset: Path) -> Path:
 
 def recipe(dataset: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     raw: dict[str, Any] = {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset)},
         "adapter": {"rank": 2},
         "train": {"batch_size": 2, "device": "cpu", "length": "3 steps"},

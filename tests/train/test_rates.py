@@ -22,6 +22,7 @@ from lorabake.train.state import Progress, read_state, save_state, states_of
 
 def values(dataset: Path, **rates: Any) -> dict[str, Any]:
     return {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset)},
         "adapter": {"rank": 2},
         "train": {"batch_size": 2, "device": "cpu", "length": "4 steps"},

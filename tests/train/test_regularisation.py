@@ -37,6 +37,7 @@ def girls(tmp_path: Path) -> Path:
 
 def recipe(dataset: Path, girls: Path | None, **data: Any) -> dict[str, Any]:
     return {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset), **({"regularisation": str(girls)} if girls else {}), **data},
         "adapter": {"rank": 2},
         "train": {"batch_size": 2, "device": "cpu", "length": "4 epochs"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from lorabake.train.run import train
 
 def values(dataset: Path, **settings: Any) -> dict[str, dict[str, Any]]:
     raw: dict[str, dict[str, Any]] = {}
-    given = {"data__folder": str(dataset), "adapter__rank": 2, "train__batch_size": 2, "train__device": "cpu", "output__name": "mira",
+    given = {"model__base": str(dataset.with_name("base")),
+             "data__folder": str(dataset), "adapter__rank": 2, "train__batch_size": 2, "train__device": "cpu", "output__name": "mira",
              "train__length": "6 steps", "save__every": "2 steps", "optimizer__lr": 0.02, "optimizer__text_encoder_lr": 0.01}  # fmt: skip
     for name, value in {**given, **settings}.items():
         section, _, key = name.partition("__")
@@ -45,11 +47,12 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def plain(drawings: list, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def plain(drawings: list, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A dataset, and a run on it without any of this."""
     from lorabake.sampling.infotext import save_png
 
     folder = tmp_path_factory.mktemp("plain")
+    shutil.copytree(tiny, folder / "base")
     for index, (image, caption) in enumerate(drawings):
         path = folder / "mira" / "1_mira" / f"{index:03d}.png"
         save_png(image, path)

@@ -133,15 +133,15 @@ def test_many_kills(
 
 @pytest.mark.slow
 def test_a_real_command_line_is_killed_and_continues(
-    dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any
+    oven: Any, dataset: Path, tmp_path: Path, options: Options, result: Any, kill_at: Any
 ) -> None:
-    """The same without the forking: ``python -m lorabake`` in processes of its own."""
+    """The same without the forking: ``python -m lorabake`` in processes of its own, to the bytes of a forked one."""
     import subprocess
     import sys
 
     words = options(train__length="8 steps")
     command = [sys.executable, "-m", "lorabake", "train", str(dataset), *words, "--into"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    uninterrupted(oven, dataset, tmp_path / "whole", words)
     process = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert kill_at(process.pid, lambda: steps_done(tmp_path / "cut") >= 3)
     assert process.wait() != 0

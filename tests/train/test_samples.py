@@ -29,20 +29,20 @@ def pixels(path: Path) -> bytes:
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_a_sample_is_what_generate_draws_with_the_checkpoint(
-    oven: Any, dataset: Path, tmp_path: Path, options: Options, dtype: str
+    oven: Any, dataset: Path, tmp_path: Path, tiny: Path, options: Options, dtype: str
 ) -> None:
     words = options(train__length="4 steps", save__every="2 steps", save__dtype=dtype, optimizer__lr=0.02, sample__prompts=PROMPTS,
                     model__clip_skip=2, adapter__conv_rank=2, adapter__alpha=3.0, adapter__dropout=0.2)  # fmt: skip
     run(oven, dataset, tmp_path / "run", words)
     for step, name in ((2, "mira-step00000002"), (4, "mira")):
         file = tmp_path / "run" / "checkpoints" / f"{name}.safetensors"
-        drawn = lorabake.generate(PROMPTS, loras=[file])
+        drawn = lorabake.generate(PROMPTS, base=tiny, loras=[file])
         samples = [tmp_path / "run" / "samples" / f"step{step:08d}_{index:02d}.png" for index in range(2)]
         assert [image.tobytes() for image in drawn] == [pixels(path) for path in samples]
         assert [image.info["parameters"] for image in drawn] == [
             Image.open(path).info["parameters"] for path in samples
         ]
-    base = [image.tobytes() for image in lorabake.generate(PROMPTS, clip_skip=2)]
+    base = [image.tobytes() for image in lorabake.generate(PROMPTS, base=tiny, clip_skip=2)]
     assert base == [pixels(tmp_path / "run" / "samples" / f"step00000000_{index:02d}.png") for index in range(2)]
     assert base[0] != pixels(tmp_path / "run" / "samples" / "step00000004_00.png")
 

@@ -13,6 +13,7 @@ import torch
 from lorabake.base.errors import NotFinite, Problems
 from lorabake.base.events import Events
 from lorabake.recipe import check_values
+from lorabake.train import scaling
 from lorabake.train.bake import Bake
 from lorabake.train.loop import run_loop
 from lorabake.train.prepare import prepare
@@ -23,6 +24,7 @@ from lorabake.train.state import Progress, read_state, save_state, states_of
 
 def raw(dataset: Path, **sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
     plain: dict[str, dict[str, Any]] = {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset)},
         "adapter": {"rank": 2},
         "optimizer": {"text_encoder_lr": 0.0},
@@ -61,14 +63,17 @@ def scale_of(values: list[float]) -> tuple[LossScale, Sgd, Any]:
     return LossScale(optimizer, [group]), optimizer, group  # pyright: ignore[reportArgumentType]
 
 
-def test_it_is_what_torchs_own_scaler_does() -> None:
-    """The same overflows, the same scales, at the same steps."""
-    theirs = torch.amp.GradScaler("cpu", init_scale=FIRST, growth_interval=2000)
+def test_it_is_what_torchs_own_scaler_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same overflows, the same scales, at the same steps; with a tenth of the patience, which is torch's own."""
+    usual = torch.amp.GradScaler("cpu")
+    assert (usual.get_scale(), usual.get_growth_interval()) == (FIRST, scaling.PATIENCE)
+    monkeypatch.setattr(scaling, "PATIENCE", 200)
+    theirs = torch.amp.GradScaler("cpu", init_scale=FIRST, growth_interval=200)
     ours, optimizer, group = scale_of([1.0])
     weight = torch.nn.Parameter(torch.tensor([1.0]))
     other = torch.optim.SGD([weight], lr=0.0)
-    overflows = {3, 4, 5, 900, 3100}
-    for step in range(5200):
+    overflows = {3, 4, 5, 90, 310}
+    for step in range(520):
         bad = math.inf if step in overflows else 1.0
         ours.begin()
         assert float(ours.factor) == theirs.get_scale()
@@ -80,7 +85,7 @@ def test_it_is_what_torchs_own_scaler_does() -> None:
         theirs.step(other)
         theirs.update()
         other.zero_grad()
-    assert optimizer.steps == 5200 - len(overflows)
+    assert optimizer.steps == 520 - len(overflows)
 
 
 def test_scaling_down_rounds_nothing() -> None:

@@ -30,8 +30,8 @@ PARTS = ("denoiser", "text_encoder")
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    return load_model("pocket")
+def model(tiny: Path) -> Any:
+    return load_model(tiny)
 
 
 def write_file(
@@ -47,7 +47,7 @@ def write_file(
         for name, tensor in born.tensors().items()
     }
     born.remove()
-    save_file(tensors, path, {"ss_sd_model_name": "pocket"})
+    save_file(tensors, path, {"ss_sd_model_name": "base"})
     return path
 
 
@@ -201,7 +201,7 @@ def test_another_base_is_told(oven: Any, dataset: Path, tmp_path: Path, options:
     done = oven.run("train", dataset, "--into", tmp_path / "run", *words, "--json")
     assert done.code == 0, done.err
     notes = [event["text"] for event in map(json.loads, done.out.splitlines()) if event["kind"] == "note"]
-    assert any("was trained on 'anything-v5.safetensors' (this one is 'pocket')" in note for note in notes), notes
+    assert any("was trained on 'anything-v5.safetensors' (this one is 'base')" in note for note in notes), notes
 
 
 def test_a_base_file_is_told_by_its_hash(tmp_path: Path) -> None:

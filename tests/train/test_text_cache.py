@@ -154,6 +154,7 @@ def test_all_that_it_depends_on_is_in_the_key(tmp_path: Path) -> None:
 
 def raw(dataset: Path, **sections: Any) -> dict[str, Any]:
     return {
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset)},
         "optimizer": {"text_encoder_lr": 0.0},
         "train": {"batch_size": 2, "device": "cpu", "length": "3 steps"},

@@ -23,7 +23,7 @@ from lorabake.train.prepare import prepare
 from lorabake.train.run import train
 
 CELL = 4
-"""Pixels of a latent cell of the pocket model."""
+"""Pixels of a latent cell of the tiny base."""
 
 
 def picture(path: Path, number: int, size: tuple[int, int] = (64, 64)) -> None:
@@ -49,6 +49,7 @@ def girls(tmp_path: Path) -> Path:
 
 def recipe(folders: list[Path], **data: Any) -> dict[str, Any]:
     return {
+        "model": {"base": str(folders[0].with_name("base"))},
         "data": {"folder": [str(folder) for folder in folders], **data},
         "adapter": {"rank": 1},
         "train": {"batch_size": 2, "device": "cpu", "length": "3 epochs"},

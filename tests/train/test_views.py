@@ -23,6 +23,7 @@ from lorabake.train.views import Lazy, views_of
 
 def checked(dataset: Path, **data: Any) -> Checked:
     return check_values({
+        "model": {"base": str(dataset.with_name("base"))},
         "data": {"folder": str(dataset), "buckets": {"resolution": [32, 64], "enabled": False}, **data},
         "adapter": {"rank": 1}, "train": {"device": "cpu", "batch_size": 2},
     })  # fmt: skip

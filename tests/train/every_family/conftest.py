@@ -70,7 +70,7 @@ def filled(shapes: Mapping[str, Tensor], salt: str) -> dict[str, Tensor]:
 
 def write_vae(folder: Path, **changes: Any) -> None:
     """An autoencoder whose latents are those of its pictures, with as little chance and as much spread as real ones have."""
-    config = VaeConfig(**VAE, **changes)
+    config = VaeConfig(**{**VAE, **changes})
     weights = drawn(AutoencoderKL(config), "vae")
     last = "quant_conv" if config.use_quant_conv else "encoder.conv_out"
     for kind in ("weight", "bias"):
