@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lycoris.modules.glora import GLoRAModule
+from lycoris.modules.ia3 import IA3Module
 from lycoris.modules.loha import LohaModule
 from torch import Tensor
 
@@ -39,6 +40,8 @@ CASES = {
     "loha tucker": Case("loha", LohaModule, {**COMMON, "tucker": True}, {"use_tucker": True}),
     "loha rs": Case("loha", LohaModule, {**COMMON, "rank_stabilized": True}, {"rs_lora": True}),
     "loha dora": Case("loha", LohaModule, {**COMMON, "dora": True}, {"weight_decompose": True}, (1.0,)),
+    "ia3": Case("ia3", IA3Module, {"convolutions": True}),
+    "ia3 inputs": Case("ia3", IA3Module, {"convolutions": True, "side": "inputs"}, {"train_on_input": True}),
     "glora": Case("glora", GLoRAModule, COMMON),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
