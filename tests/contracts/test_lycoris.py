@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lycoris.modules.diag_oft import DiagOFTModule
 from lycoris.modules.glora import GLoRAModule
 from lycoris.modules.ia3 import IA3Module
 from lycoris.modules.loha import LohaModule
@@ -35,11 +36,16 @@ class Case:
     """Or what LyCORIS calls it."""
 
 
+BLOCKS_3, BLOCKS_6 = ({"block_size": size, "conv_block_size": size} for size in (3, 6))
+FREE, BOUND = {"constraint": 0.0}, {"constraint": 0.05, "rescaled": True}
+BOUND_HERE = {"constraint": 0.05, "rescale": True}
 CASES = {
     "loha": Case("loha", LohaModule, COMMON),
     "loha tucker": Case("loha", LohaModule, {**COMMON, "tucker": True}, {"use_tucker": True}),
     "loha rs": Case("loha", LohaModule, {**COMMON, "rank_stabilized": True}, {"rs_lora": True}),
     "loha dora": Case("loha", LohaModule, {**COMMON, "dora": True}, {"weight_decompose": True}, (1.0,)),
+    "oft": Case("oft", DiagOFTModule, BLOCKS_3, FREE, rank=3),
+    "oft rescale": Case("oft", DiagOFTModule, {**BLOCKS_3, **BOUND_HERE}, BOUND, (1.0,), rank=3),
     "ia3": Case("ia3", IA3Module, {"convolutions": True}),
     "ia3 inputs": Case("ia3", IA3Module, {"convolutions": True, "side": "inputs"}, {"train_on_input": True}),
     "glora": Case("glora", GLoRAModule, COMMON),
