@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
 from lycoris.modules.glora import GLoRAModule
 from lycoris.modules.ia3 import IA3Module
@@ -46,6 +47,8 @@ CASES = {
     "loha dora": Case("loha", LohaModule, {**COMMON, "dora": True}, {"weight_decompose": True}, (1.0,)),
     "oft": Case("oft", DiagOFTModule, BLOCKS_3, FREE, rank=3),
     "oft rescale": Case("oft", DiagOFTModule, {**BLOCKS_3, **BOUND_HERE}, BOUND, (1.0,), rank=3),
+    "boft": Case("boft", ButterflyOFTModule, BLOCKS_6, FREE, rank=6),
+    "boft rescale": Case("boft", ButterflyOFTModule, {**BLOCKS_6, **BOUND_HERE}, BOUND, (1.0,), rank=6),
     "ia3": Case("ia3", IA3Module, {"convolutions": True}),
     "ia3 inputs": Case("ia3", IA3Module, {"convolutions": True, "side": "inputs"}, {"train_on_input": True}),
     "glora": Case("glora", GLoRAModule, COMMON),
