@@ -35,6 +35,10 @@ class OutputType(WeightType):
         """
         raise NotImplementedError
 
+    def work(self, tensors: Mapping[str, Tensor]) -> int:
+        """What it takes to change one number of the rows, forward and backward, in multiplications of a dense product that take as long."""
+        raise NotImplementedError
+
     def change(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """What is added to the rows of the weight."""
         return _of_weight(self.added(kernels.rows_of(weight), tensors, 1.0), weight)
@@ -54,10 +58,10 @@ class OutputType(WeightType):
         settings: Any,
         training: bool,
     ) -> Tensor:
-        """The changed layer's output: the base's, and what is added to its product without the bias."""
+        """The changed layer's output: the base's, and what is added to its product without the bias; or the weight's, where that is less work."""
         origin: Any = getattr(base, "origin", base)  # below other adapters, if there are any
         # A row of a grouped convolution's weight is for its group's inputs: rows of two groups mix otherwise than what they give.
-        if getattr(origin, "groups", 1) != 1 or _merging_pays(base, x):
+        if getattr(origin, "groups", 1) != 1 or _weight_pays(base, origin, x, self.work(weights)):
             return super().forward(base, x, weights, multiplier, settings, training)
         if training and settings.module_dropout and torch.rand(()) < settings.module_dropout:
             return base(x)
@@ -79,14 +83,18 @@ def _of_weight(rows: Tensor, weight: Tensor) -> Tensor:
     return kernels.weights_of(rows, weight if weight.dim() in (2, 4) else weight[0])
 
 
-def _merging_pays(base: nn.Module, x: Tensor) -> bool:
-    """Whether the weight has fewer columns than the product: then changing it is less work, unless its gradient is wanted.
+def _weight_pays(base: nn.Module, origin: Any, x: Tensor, work: int) -> bool:
+    """Whether to change the weight's columns instead of the product's, which may be many more.
 
-    Never in half precision, where small changes would be rounded away, nor where the weight is not at hand.
+    A changed weight takes a gradient, which is one dense product more; and a second product forward where it cannot be used in the base's
+    place, as in half precision, where small changes would be rounded away (:meth:`WeightType.forward`).
     """
-    if torch.is_grad_enabled() or isinstance(base, ComputedWeight) or not isinstance(base, nn.Linear | nn.Conv2d):
-        return False
-    columns = base.weight[0].numel()
-    last = isinstance(base, nn.Linear)
-    cells = x.numel() // columns if last else x[:, 0].numel() // (base.stride[0] * base.stride[1])
-    return x.dtype == base.weight.dtype == torch.float32 and columns < cells
+    if isinstance(origin, nn.Linear):
+        columns, cells = origin.in_features, x.numel() // origin.in_features
+    else:
+        columns, cells = origin.weight[0].numel(), x[:, 0].numel() // (origin.stride[0] * origin.stride[1])
+    merges = (
+        base is origin and not isinstance(origin, ComputedWeight) and x.dtype == origin.weight.dtype == torch.float32
+    )
+    products = torch.is_grad_enabled() + (not merges)
+    return work * (cells - columns) > products * cells * columns

@@ -59,18 +59,19 @@ class Boft(OrthogonalType):
         return (max(count, 1) - 1).bit_length() + 1, count, block, block
 
     def added(self, rows: Tensor, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
-        """What the stages in turn make of the rows: each adds m·(R - I) of what it gets. Factors are interpolated, too.
+        """What the stages in turn make of the rows, less the rows: each is I + m·(R - I). Factors are interpolated, too.
 
         (LyCORIS scales by its factors in full at every multiplier, also at 0; here a multiplier of 0 is the base.)
         """
         blocks, factors = tensors["oft_blocks"], tensors.get("rescale")
         count, size, _ = blocks.shape[-3:]
         turns = rotations.turns(blocks, float(tensors["alpha"]) * count * size, of_one=4) * multiplier
-        added = torch.zeros_like(rows)
-        for stage, turn in enumerate(turns.unbind(-4)):
+        stages = turns + torch.eye(size, device=turns.device)
+        turned = rows.float()  # a stage's rotation would be rounded away beside I in half precision
+        for stage, rotation in enumerate(stages.unbind(-4)):
             apart = 2**stage * size // 2
-            there = _paired(rows + added, apart, 2)
-            added = added + _paired(rotations.turned(turn, there), 2, apart)
+            turned = _paired(rotations.turned(rotation, _paired(turned, apart, 2)), 2, apart)
+        added = (turned - rows).to(rows.dtype)
         if factors is None:
             return added
         return rotations.with_factors(rows, added, factors.reshape(*blocks.shape[:-4], -1, 1), multiplier)

@@ -85,6 +85,10 @@ class Ia3(OutputType):
         """Rows times m·w, for outputs."""
         return rows * (_column(tensors["weight"]) * multiplier).to(rows.dtype)
 
+    def work(self, tensors: Mapping[str, Tensor]) -> int:
+        """A pass over the numbers, and two backward."""
+        return 20
+
     def change(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """w ∘ W."""
         numbers = tensors["weight"]
