@@ -245,12 +245,17 @@ def graft_tensors(
                 known[key],
                 settings,
                 weights,
-                {name: tensors.get(name, value).float() for name, value in constants.items()},
+                {name: _constant(tensors.get(name, value)) for name, value in constants.items()},
             )
 
     graft = LayerGraft(card, layer_type, model, list(changes()))
     graft.multiplier = multiplier
     return graft
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    """float32; whole numbers stay such."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _check_shape(name: str, given: Tensor, expected: Tensor) -> None:

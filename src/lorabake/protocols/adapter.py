@@ -26,6 +26,8 @@ class AdapterCard(Card):
     """Names that other tools give to files this type reads."""
     usual_lr: float = 1e-4
     """Learning rate for AdamW on a full-size model."""
+    linear: bool = True
+    """Whether a multiplier scales ΔW. Where it does not, ``delta`` tells of a multiplier of 1 alone."""
 
     @property
     def trains_base(self) -> bool:

@@ -70,7 +70,7 @@ def _rates(recipe: Recipe, facts: ModelFacts) -> Recipe:
     card, optimizer = adapter_card(recipe.adapter), optimizer_card(recipe.optimizer)
     if recipe.rates.lr is None:
         lr, why = card.usual_lr, f"usual for AdamW and adapter '{card.name}'"
-        if facts.small and not card.trains_base:
+        if facts.small and not card.trains_base and lr < SMALL_MODEL_LR:
             lr, why = SMALL_MODEL_LR, f"{facts.name} is small: narrow layers need a higher rate than the usual {lr:g}"
         if optimizer.adapts:
             lr, why = 1.0, f"'{optimizer.name}' finds the learning rate itself: this is a factor on it"
