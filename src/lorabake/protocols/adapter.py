@@ -120,6 +120,15 @@ class NormedLayerType(Protocol):
         ...
 
 
+@runtime_checkable
+class BiasedLayerType(Protocol):
+    """A network type that changes biases as well."""
+
+    def bias_delta(self, base: nn.Module, weights: Mapping[str, Tensor]) -> Tensor | None:
+        """Δb in the shape of ``base.bias``: the change at multiplier 1. None if this layer's is not changed."""
+        ...
+
+
 class Graft(Protocol):
     """An adapter on a model. Removing it leaves the base bit-identical."""
 
