@@ -74,9 +74,7 @@ def merged(layer_type: LayerType, module: Any, index: int, *adapters: Graft) -> 
 def gradients(bench: Any, adapter: Graft) -> dict[str, Tensor]:
     for parameter in trainable(adapter).values():
         parameter.grad = None
-    adapter.training = True
     bench.output().square().mean().backward()
-    adapter.training = False
     return {name: p.grad.clone() for name, p in trainable(adapter).items() if p.grad is not None}
 
 
@@ -146,6 +144,7 @@ def test_switched_off_it_is_the_base_and_then_itself_again(bench: Any, card: Ada
 def test_gradients_reach_what_is_trained_and_nothing_else(bench: Any, card: AdapterCard, shuffle: Shuffle) -> None:
     adapter = grafted(bench.model, card)
     shuffle(adapter)
+    adapter.training = True
     found = gradients(bench, adapter)
     ours = {id(parameter) for parameter in trainable(adapter).values()}
     others = [
@@ -181,6 +180,7 @@ def test_a_part_that_is_not_asked_for_is_left_alone(bench: Any, card: AdapterCar
 def test_recomputed_activations_give_the_same_gradients(bench: Any, card: AdapterCard, shuffle: Shuffle) -> None:
     adapter = grafted(bench.model, card)
     shuffle(adapter)
+    adapter.training = True
     kept = gradients(bench, adapter)
     bench.model.checkpoint_gradients(True)
     recomputed = gradients(bench, adapter)
@@ -190,10 +190,14 @@ def test_recomputed_activations_give_the_same_gradients(bench: Any, card: Adapte
 
 
 @every
-def test_what_is_made_ahead_of_a_pass_changes_nothing(bench: Any, card: AdapterCard, shuffle: Shuffle) -> None:
+@pytest.mark.parametrize("training", [True, False], ids=["in training", "at rest"])
+def test_what_is_made_ahead_of_a_pass_changes_nothing(
+    bench: Any, card: AdapterCard, shuffle: Shuffle, training: bool
+) -> None:
     """The same output and gradients within it; after it, weights that have moved since count again."""
     adapter = grafted(bench.model, card)
     shuffle(adapter)
+    adapter.training = training
     plain, output = gradients(bench, adapter), bench.output().detach()
     with adapter.ahead():
         ahead, output_ahead = gradients(bench, adapter), bench.output().detach()
@@ -214,6 +218,7 @@ def test_what_is_made_ahead_of_a_pass_changes_nothing(bench: Any, card: AdapterC
 def test_ahead_of_a_pass_and_recomputed_activations_agree(bench: Any, card: AdapterCard, shuffle: Shuffle) -> None:
     adapter = grafted(bench.model, card)
     shuffle(adapter)
+    adapter.training = True
     with adapter.ahead():
         kept = gradients(bench, adapter)
     bench.model.checkpoint_gradients(True)

@@ -24,6 +24,8 @@ class AdapterCard(Card):
     """``ss_network_module`` as clients know it."""
     also_called: tuple[str, ...] = ()
     """Names that other tools give to files this type reads."""
+    writes: str = ""
+    """The network type that its files are of, where that is another: those are read as what they are."""
     usual_lr: float = 1e-4
     """Learning rate for AdamW on a full-size model."""
 
@@ -118,6 +120,14 @@ class NormedLayerType(Protocol):
     def scale_change(self, weights: Mapping[str, Tensor], factor: Tensor) -> None:
         """Change the weights in place so that ΔW becomes ``factor`` (0-d, above 0) times what it was."""
         ...
+
+
+@runtime_checkable
+class FreezingLayerType(Protocol):
+    """A network type of whose weights some stay as they were at birth, or in the file that is trained on."""
+
+    frozen: frozenset[str]
+    """Their names in the file, without the layer's."""
 
 
 @runtime_checkable
