@@ -22,7 +22,7 @@ def model() -> Any:
 
 
 def test_one_half_is_trained_and_both_are_saved(model: Any) -> None:
-    made = graft(model, "lora-fa", LoraFaSettings(rank=4), seed=1, parts=("denoiser", "text_encoder"))
+    made: Any = graft(model, "lora-fa", LoraFaSettings(rank=4), seed=1, parts=("denoiser", "text_encoder"))
     trained = [name for named in made.parameters().values() for name in named]
     saved = list(made.tensors())
     downs = [layer.tensors["lora_down.weight"] for layer in made.layers]

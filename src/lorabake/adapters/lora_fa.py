@@ -54,8 +54,8 @@ class LoraFa(Lora):
     ) -> Tensor:
         """LoRA's; linear layers that learn never by a merged weight, whose gradient would need x."""
         drops = settings.dropout or settings.rank_dropout or settings.module_dropout
-        beside = weights.keys() == {_DOWN, _UP, "alpha"} and isinstance(base, nn.Linear)
-        if training and torch.is_grad_enabled() and beside and not drops:
+        plain = training and torch.is_grad_enabled() and not drops and weights.keys() == {_DOWN, _UP, "alpha"}
+        if plain and isinstance(base, nn.Linear):
             up = weights[_UP]
             scale = multiplier * float(weights["alpha"]) / up.shape[1]
             return kernels.low_rank_layer(base, x, weights[_DOWN], up, scale)
