@@ -11,6 +11,7 @@ import pytest
 import torch
 from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
+from lycoris.modules.full import FullModule
 from lycoris.modules.glora import GLoRAModule
 from lycoris.modules.ia3 import IA3Module
 from lycoris.modules.locon import LoConModule
@@ -181,3 +182,32 @@ def test_ours_loads_there_with_the_same_output_and_gradients(layers: Any, case: 
                     grad, expected_grads[name.removeprefix(f"{layer.key}.")], rtol=1e-3, atol=1e-4
                 )
     ours.remove()
+
+
+def test_diff_is_their_full(layers: Any) -> None:
+    """Output, gradients and file, weights and biases. Theirs has the layer's weight in itself once it is on, and saves the difference."""
+    seen = 0
+    for index, layer in enumerate(layers.layers()):
+        base, x, theirs = layer.module, layers.inputs[index], FullModule("layer", layer.module, 1.0)
+        generator = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for parameter in theirs.parameters():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        plain = base(x)
+        theirs.apply_to()
+        saved = {name: tensor.detach().clone() for name, tensor in theirs.custom_state_dict().items()}
+        named = {name: p for name, p in (("diff", theirs.weight), ("diff_b", theirs.bias)) if p is not None}
+        expected, expected_grads = result(base, x, named)
+        theirs.restore()
+        base.requires_grad_(False)  # theirs are put back as new ones
+        ours = graft_file(layers, "diff", {layer.key: saved})
+        parameters = {name.rpartition(".")[2]: p for name, p in ours.parameters()["denoiser"].items()}
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        out, grads = result(layers.root[index], x, parameters)
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-5)
+        assert saved.keys() == parameters.keys() and (expected - plain).abs().max() > 1e-2
+        ours.remove()
+        seen += 1
+    assert seen == len(layers.inputs)

@@ -46,7 +46,13 @@ CROPS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [{}, CROPS], indirect=True, ids=["whole", "fresh crops"])
+DYLORA = {"adapter__name": "dylora", "adapter__rank": 4}
+FROZEN = {"adapter__name": "lora-fa", "adapter__rank": 4}
+
+
+@pytest.mark.parametrize(
+    "words", [{}, CROPS, DYLORA, FROZEN], indirect=True, ids=["whole", "fresh crops", "drawn ranks", "frozen half"]
+)
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
 def test_killed_with_every_option_on(
     oven: Any, dataset: Path, tmp_path: Path, words: list[str], result: Any, kill_at: Any

@@ -152,10 +152,12 @@ def file(model: Any, tmp_path: Path) -> Path:
     return write_file(model, tmp_path / "first.safetensors", LoraSettings(rank=2, alpha=1.0))
 
 
+@pytest.mark.parametrize("name", ["lora", "dylora", "lora-fa"])
 def test_a_step_of_rate_zero_gives_the_file_back(
-    oven: Any, dataset: Path, tmp_path: Path, options: Options, file: Path
+    oven: Any, dataset: Path, tmp_path: Path, options: Options, file: Path, name: str
 ) -> None:
-    words = options(train__length="1 steps", schedule__warmup=0.9, save__dtype="fp32", adapter__start_from="first.safetensors",
+    """Also where the network type is one that saves LoRA files."""
+    words = options(adapter__name=name, train__length="1 steps", schedule__warmup=0.9, save__dtype="fp32", adapter__start_from="first.safetensors",
                     adapter__alpha=1.0, sample__prompts=["1girl --s 2"])  # fmt: skip
     done = oven.run("train", dataset, "--into", tmp_path / "run", *words, cwd=tmp_path)
     assert done.code == 0, done.err

@@ -16,17 +16,18 @@ from lorabake.base import patterns
 from lorabake.base.cards import Settings
 from lorabake.base.errors import UserError
 from lorabake.base.streams import torch_stream
-from lorabake.protocols.adapter import AdapterCard, ByLayer, LayerType
+from lorabake.protocols.adapter import AdapterCard, ByLayer, FreezingLayerType, LayerType
 from lorabake.protocols.family import Layer, Model, Part
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a network type does to one layer: its settings there, what is trained and what is fixed."""
+    """What a network type does to one layer: its settings there, its weights and what is fixed."""
 
     layer: Layer
     settings: Settings
     weights: dict[str, nn.Parameter]
+    """Those that the network type freezes among them."""
     constants: dict[str, Tensor]
 
 
@@ -128,8 +129,10 @@ class LayerGraft:
     def parameters(self) -> dict[Part, dict[str, nn.Parameter]]:
         """What is trained, by part and by name in the file."""
         found: dict[Part, dict[str, nn.Parameter]] = {}
+        frozen = _frozen(self.layer_type)
         for change in (grafted.change for grafted in self._grafted):
-            named = {f"{change.layer.key}.{name}": parameter for name, parameter in change.weights.items()}
+            trained = {name: weight for name, weight in change.weights.items() if name not in frozen}
+            named = {f"{change.layer.key}.{name}": parameter for name, parameter in trained.items()}
             found.setdefault(change.layer.part, {}).update(named)
         return found
 
@@ -193,13 +196,15 @@ def graft_newborn(
             f"'{card.name}' finds no layer to train in the model's {' and '.join(parts) or 'nothing'}. Check the adapter's settings."
         )
 
+    frozen = _frozen(layer_type)
+
     def changes() -> Iterable[Change]:
         for index, layer in enumerate(layers):
             weights, constants = layer_type.create(layer, settings, torch_stream(seed, "adapter", index))
             yield Change(
                 layer,
                 settings,
-                {name: nn.Parameter(tensor.to(model.device)) for name, tensor in weights.items()},
+                {name: nn.Parameter(tensor.to(model.device), name not in frozen) for name, tensor in weights.items()},
                 constants,
             )
 
@@ -256,6 +261,10 @@ def graft_tensors(
 def _constant(tensor: Tensor) -> Tensor:
     """float32; whole numbers stay such."""
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _frozen(layer_type: LayerType) -> frozenset[str]:
+    return layer_type.frozen if isinstance(layer_type, FreezingLayerType) else frozenset()
 
 
 def _check_shape(name: str, given: Tensor, expected: Tensor) -> None:

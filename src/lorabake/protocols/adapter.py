@@ -24,6 +24,8 @@ class AdapterCard(Card):
     """``ss_network_module`` as clients know it."""
     also_called: tuple[str, ...] = ()
     """Names that other tools give to files this type reads."""
+    writes: str = ""
+    """The network type that its files are of, where that is another: those are read as what they are."""
     usual_lr: float = 1e-4
     """Learning rate for AdamW on a full-size model."""
     linear: bool = True
@@ -119,6 +121,23 @@ class NormedLayerType(Protocol):
 
     def scale_change(self, weights: Mapping[str, Tensor], factor: Tensor) -> None:
         """Change the weights in place so that ΔW becomes ``factor`` (0-d, above 0) times what it was."""
+        ...
+
+
+@runtime_checkable
+class FreezingLayerType(Protocol):
+    """A network type of whose weights some stay as they were at birth, or in the file that is trained on."""
+
+    frozen: frozenset[str]
+    """Their names in the file, without the layer's."""
+
+
+@runtime_checkable
+class BiasedLayerType(Protocol):
+    """A network type that changes biases as well."""
+
+    def bias_delta(self, base: nn.Module, weights: Mapping[str, Tensor]) -> Tensor | None:
+        """Δb in the shape of ``base.bias``: the change at multiplier 1. None if this layer's is not changed."""
         ...
 
 

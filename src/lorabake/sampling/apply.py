@@ -34,7 +34,8 @@ def adapter_of(path: Path, file: LoraFile) -> str:
     Raises:
         UserError: it is not known here.
     """
-    kind, known = network_type(file.layers), cast(Mapping[str, AdapterCard], cards("adapter"))
+    every = cast(Mapping[str, AdapterCard], cards("adapter"))
+    kind, known = network_type(file.layers), {name: card for name, card in every.items() if not card.trains_base}
     name = next((name for name, card in known.items() if kind in (name, *card.also_called)), None)
     if name is None:
         raise UserError(f"{path} is a LoRA of type '{kind}', which cannot be applied yet. Known: {', '.join(known)}.")

@@ -26,7 +26,7 @@ def start_from_file(path: Path, graft: Graft, facts: ModelFacts, events: Events)
     """
     file = read_lora(path)
     kind = adapter_of(path, file)
-    if kind != graft.card.name:
+    if kind not in (graft.card.name, graft.card.writes):
         raise UserError(
             f"adapter.start_from: {path.name} is of the network type '{kind}', the recipe's adapter is '{graft.card.name}'. Set "
             f'adapter.name = "{kind}", or start from another file. Nothing was started.'

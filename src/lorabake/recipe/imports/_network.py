@@ -63,6 +63,10 @@ def network(reading: Reading, family: str) -> dict[str, Any]:
             reading.put(f"adapter.{name}", share, key)
     if arguments.get("rs_lora") is True and algorithm in ("lora", "locon"):
         reading.put("adapter.rank_stabilized", arguments.pop("rs_lora"), "network_args: rs_lora")
+    if algorithm == "dylora" and (unit := arguments.pop("unit", None)) is not None:
+        key = "network_args: unit"
+        if (ranks := reading.read(key, unit, _values.whole)) is not None:
+            reading.put("adapter.unit", ranks, key)
     rates = {name: arguments.pop(name) for name in list(arguments) if name.startswith("loraplus_")}
     _blocks.weights(reading, arguments, family, dim or 4, 1.0 if alpha is None else alpha)
     rates |= _transformer_blocks.ranks(reading, arguments, family, dim or 4)
@@ -78,7 +82,7 @@ def _algorithm(module: str) -> str:
 
 def _name(reading: Reading, module: str, algorithm: str) -> None:
     """The adapter by name: as the algorithm, if there is one of that name."""
-    ours = {"locon": "lora", "lora": "lora"}.get(algorithm, algorithm)
+    ours = {"locon": "lora", "lora": "lora", "lora_fa": "lora-fa"}.get(algorithm, algorithm)
     known = cards("adapter")
     key = "network_module"
     if ours == "full":
