@@ -76,6 +76,15 @@ def test_values() -> None:
     assert "narrow" in small.why("optimizer.lr")
 
 
+@pytest.mark.parametrize(
+    ("adapter", "small", "large"),
+    [("boft", 3e-4, 2e-5), ("glora", 7.5e-4, 5e-5), ("oft", 1.5e-3, 1e-4), ("ia3", 5e-3, 5e-3)],
+)
+def test_a_small_model_takes_a_higher_rate_within_reason(adapter: str, small: float, large: float) -> None:
+    made = recipe(adapter={"name": adapter})
+    assert (resolve(made, FACTS).rates.lr, resolve(made, LARGE).rates.lr) == (small, large)
+
+
 def test_one_bucket_setting_leaves_the_others_to_the_model() -> None:
     after = resolve(recipe(data={"folder": "mira", "buckets": {"upscale": False}}), LARGE)
     assert (after.data.buckets.resolution, after.data.buckets.step, after.data.buckets.upscale) == (768, 32, False)

@@ -110,7 +110,8 @@ class OrthogonalType(OutputType):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """All zero: no rotation. Factors are one.
 
-        Alpha is the constraint, as in LyCORIS' files. Without one it is 0, which LyCORIS, ComfyUI and A1111 since version 1.9 take for no bound.
+        Alpha is the constraint, as in LyCORIS' files. Without one it is 0, which LyCORIS and ComfyUI take for no bound. (Early
+        versions of A1111's reader bound ‖Q‖ by 0 then, and draw such a file as the base.)
         """
         weight: Any = layer.module.weight
         outputs = weight.shape[0]

@@ -98,5 +98,6 @@ CARD = AdapterCard(
     code="lorabake.adapters.boft:Boft",
     settings=BoftSettings,
     network_module="lycoris.kohya",
+    usual_lr=2e-5,
     linear=False,
 )

@@ -133,4 +133,5 @@ CARD = AdapterCard(
     code="lorabake.adapters.glora:Glora",
     settings=GloraSettings,
     network_module="lycoris.kohya",
+    usual_lr=5e-5,
 )

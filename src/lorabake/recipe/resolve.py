@@ -17,6 +17,8 @@ from lorabake.recipe.recipe import Choice, Recipe
 from lorabake.recipe.sections import file_name
 
 SMALL_MODEL_LR = 1.5e-3
+_OF_SMALL_MODELS = 15
+"""Times the usual rate, for network types whose usual rate is low."""
 
 
 def adapter_card(choice: Choice) -> AdapterCard:
@@ -70,8 +72,9 @@ def _rates(recipe: Recipe, facts: ModelFacts) -> Recipe:
     card, optimizer = adapter_card(recipe.adapter), optimizer_card(recipe.optimizer)
     if recipe.rates.lr is None:
         lr, why = card.usual_lr, f"usual for AdamW and adapter '{card.name}'"
-        if facts.small and not card.trains_base and lr < SMALL_MODEL_LR:
-            lr, why = SMALL_MODEL_LR, f"{facts.name} is small: narrow layers need a higher rate than the usual {lr:g}"
+        higher = min(float(f"{lr * _OF_SMALL_MODELS:g}"), SMALL_MODEL_LR)
+        if facts.small and not card.trains_base and higher > lr:
+            lr, why = higher, f"{facts.name} is small: narrow layers need a higher rate than the usual {lr:g}"
         if optimizer.adapts:
             lr, why = 1.0, f"'{optimizer.name}' finds the learning rate itself: this is a factor on it"
         elif optimizer.of_adamw != 1:

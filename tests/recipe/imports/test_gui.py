@@ -98,7 +98,8 @@ def test_kinds_of_lora(imported: Any) -> None:
     assert "conv_rank" not in imported({**LEAST, **convolutions}).values["adapter"], "Standard does not look at them"
     assert imported({**LEAST, **convolutions, "LoRA_type": "Kohya LoCon"}).values["adapter"]["conv_rank"] == 8
     assert imported({**LEAST, **convolutions, "LoRA_type": "LyCORIS/LoCon"}).values["adapter"]["conv_alpha"] == 4.0
-    lost = imported({**LEAST, "LoRA_type": "LyCORIS/Diag-OFT"}).of("lost")
+    assert imported({**LEAST, "LoRA_type": "LyCORIS/Diag-OFT"}).values["adapter"]["name"] == "oft"
+    lost = imported({**LEAST, "LoRA_type": "LoRA-FA"}).of("lost")
     assert lost[0].key == "LoRA_type" and "choose among" in lost[0].note
 
 

@@ -18,6 +18,9 @@ from lorabake.recipe.load import parse_sections
 LEAST = 'pretrained_model_name_or_path = "base.safetensors"\nnetwork_module = "networks.lora"\ntrain_data_dir = "pictures"\n'
 
 
+LYCORIS = 'network_module = "lycoris.kohya"\n'
+
+
 def setting(found: Imported, dotted: str) -> Any:
     """One of the recipe's settings, with defaults."""
     parsed = parse_sections(found.values, [], prediction_of(found.values))
@@ -143,6 +146,24 @@ def test_their_defaults_are_stated_where_ours_differ(imported: Any) -> None:
         (
             'network_module = "lycoris.kohya"\nnetwork_dim = 16\nnetwork_args = ["algo=locon"]',
             {"adapter.conv_rank": 16, "adapter.name": "lora"},
+        ),
+        (
+            f'{LYCORIS}network_dim = 6\nnetwork_args = ["algo=diag-oft", "conv_dim=4", "constraint=0.01", "rescaled=True"]',
+            {
+                "adapter.name": "oft",
+                "adapter.block_size": 6,
+                "adapter.conv_block_size": 4,
+                "adapter.constraint": 0.01,
+                "adapter.rescale": True,
+            },
+        ),
+        (
+            f'{LYCORIS}network_dim = 12\nnetwork_alpha = 1\nnetwork_args = ["algo=boft", "preset=attn-mlp"]',
+            {"adapter.name": "boft", "adapter.block_size": 12, "adapter.conv_block_size": None},
+        ),
+        (
+            f'{LYCORIS}network_dim = 12\nnetwork_args = ["algo=ia3", "train_on_input=True"]',
+            {"adapter.name": "ia3", "adapter.side": "inputs", "adapter.convolutions": True},
         ),
     ],
 )

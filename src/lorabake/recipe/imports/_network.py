@@ -13,6 +13,8 @@ from lorabake.recipe.imports._reading import Reading
 _LORA_MODULES = ("networks.lora", "networks.lora_flux", "networks.lora_sd3")
 _LYCORIS = ("lycoris.kohya", "locon.locon_kohya")
 _LYCORIS_WHOLE = ("full", "")
+_LYCORIS_LINEAR = ("attn-mlp", "attn-only", "unet-transformer-only", "full-lin", "ia3")
+"""Presets without convolutions."""
 _HARMLESS = {
     "use_tucker": (False,),
     "use_cp": (False,),
@@ -48,6 +50,10 @@ def network(reading: Reading, family: str) -> dict[str, Any]:
     arguments = reading.take("network_args", arguments_of) or {}
     algorithm = str(arguments.pop("algo", "lora")).lower() if module in _LYCORIS else _algorithm(module)
     _name(reading, module, algorithm)
+    if (unranked := _UNRANKED.get(reading.get("adapter.name"))) is not None:
+        unranked(reading, arguments)
+        _others(reading, arguments)
+        return {}
     dim, alpha = reading.whole("network_dim"), reading.number("network_alpha")
     if reading.flag("dim_from_weights"):
         reading.say("same", "dim_from_weights", "adapter.start_from", None, "the file's rank counts")
@@ -82,7 +88,7 @@ def _algorithm(module: str) -> str:
 
 def _name(reading: Reading, module: str, algorithm: str) -> None:
     """The adapter by name: as the algorithm, if there is one of that name."""
-    ours = {"locon": "lora", "lora": "lora", "lora_fa": "lora-fa"}.get(algorithm, algorithm)
+    ours = {"locon": "lora", "lora_fa": "lora-fa", "diag-oft": "oft"}.get(algorithm, algorithm)
     known = cards("adapter")
     key = "network_module"
     if ours == "full":
@@ -115,7 +121,7 @@ def _convolutions(reading: Reading, module: str, arguments: dict[str, Any], dim:
                 "network_args: preset",
                 f"{preset}: its choice of layers is not ours. See `lorabake explain adapter.block_rank`.",
             )
-            if preset in ("attn-mlp", "attn-only", "unet-transformer-only", "full-lin"):
+            if preset in _LYCORIS_LINEAR:
                 return
         rank, its = given or dim, scale or alpha
         note = "" if given else "LyCORIS takes network_dim for convolutions"
@@ -126,6 +132,61 @@ def _convolutions(reading: Reading, module: str, arguments: dict[str, Any], dim:
         its = 1.0 if scale is None else scale
         if its:
             reading.put("adapter.conv_alpha", its, "network_args: conv_alpha", kind=None if scale else "default")
+
+
+def _blocks_of_outputs(reading: Reading, arguments: dict[str, Any]) -> None:
+    """LyCORIS' OFT and BOFT: their dim is a block's size, and alpha says nothing."""
+    dim = reading.whole("network_dim")
+    reading.put("adapter.block_size", dim or 4, "network_dim", kind=None if dim else "default")
+    _without_alpha(reading, arguments)
+    key, bound = "network_args: constraint", arguments.pop("constraint", None)
+    if bound := reading.read(key, bound, _values.number):
+        reading.put("adapter.constraint", bound, key)
+    if arguments.get("rescaled") is True:
+        reading.put("adapter.rescale", arguments.pop("rescaled"), "network_args: rescaled")
+    if _has_convolutions(reading, arguments):
+        key = "network_args: conv_dim"
+        given = reading.read(key, arguments.pop("conv_dim", None), _values.whole)
+        note = "" if given else "LyCORIS takes network_dim for convolutions"
+        reading.put("adapter.conv_block_size", given or dim or 4, key, note, kind=None if given else "default")
+    arguments.pop("conv_dim", None)
+
+
+def _factors(reading: Reading, arguments: dict[str, Any]) -> None:
+    """LyCORIS' (IA)³: nothing has a size."""
+    reading.whole("network_dim")
+    if reading.has("network_dim"):
+        reading.unused("network_dim", "(IA)³ has one number for each output.")
+    _without_alpha(reading, arguments)
+    if arguments.get("train_on_input") is True:
+        arguments.pop("train_on_input")
+        reading.put("adapter.side", "inputs", "network_args: train_on_input", "of every layer")
+    if _has_convolutions(reading, arguments):
+        reading.put("adapter.convolutions", True, "network_args: preset", "LyCORIS takes convolutions too", "default")
+    arguments.pop("conv_dim", None)
+
+
+_UNRANKED = {"oft": _blocks_of_outputs, "boft": _blocks_of_outputs, "ia3": _factors}
+"""Network types of ours that have no rank: what reads their keys."""
+
+
+def _without_alpha(reading: Reading, arguments: dict[str, Any]) -> None:
+    reading.number("network_alpha")
+    if reading.has("network_alpha"):
+        reading.unused("network_alpha", f"'{reading.get('adapter.name')}' has no alpha.")
+    arguments.pop("conv_alpha", None)
+    key = "network_args: module_dropout"
+    if share := reading.read(key, arguments.pop("module_dropout", None), _values.number):
+        reading.put("adapter.module_dropout", share, key)
+
+
+def _has_convolutions(reading: Reading, arguments: dict[str, Any]) -> bool:
+    """Whether LyCORIS trains convolutions, which goes by its preset; one that is not ours is told."""
+    preset = str(arguments.pop("preset", "full") or "full")
+    if preset in _LYCORIS_WHOLE:
+        return True
+    reading.lost("network_args: preset", f"{preset}: its choice of layers is not ours. See `lorabake list adapters`.")
+    return preset not in _LYCORIS_LINEAR
 
 
 def _others(reading: Reading, arguments: Mapping[str, Any]) -> None:
