@@ -54,6 +54,10 @@ def apply(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A layer's own arithmetic with another weight and bias."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, bias)
+    if isinstance(layer, nn.LayerNorm):
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    if isinstance(layer, nn.GroupNorm):
+        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
     return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
@@ -331,7 +335,7 @@ def test_a_file_that_does_not_fit_changes_nothing(layers: Any, card: AdapterCard
     adapter.remove()
     modules = [id(module) for module in layers.root.modules()]
     key = next(iter(good))
-    trained = next(name for name, tensor in good[key].items() if tensor.dim() > 1)
+    trained = next(name for name, tensor in good[key].items() if tensor.dim())
     bad: dict[str, tuple[Layers, str]] = {
         "another model's layer": ({**good, "lora_unet_elsewhere": good[key]}, "1 of its .* lora_unet_elsewhere"),
         "another shape": ({**good, key: {**good[key], trained: good[key][trained][..., :-1]}}, "expected|missing"),
