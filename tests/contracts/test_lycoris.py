@@ -11,7 +11,6 @@ import pytest
 import torch
 from lycoris.modules.full import FullModule
 from lycoris.modules.loha import LohaModule
-from lycoris.modules.norms import NormModule
 from torch import Tensor
 
 from lorabake.adapters import graft, graft_file
@@ -43,14 +42,8 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
 @pytest.fixture
-def norms(layers: Any) -> Any:
-    """All layers, norms among them."""
-    return layers
-
-
-@pytest.fixture
 def layers(layers: Any) -> Any:
-    """Those with a weight to multiply by: what theirs for norms is has a test of its own."""
+    """Those with a weight to multiply by: norms are compared in a module of their own."""
     layers.leave_out("norm")
     return layers
 
@@ -154,35 +147,3 @@ def test_diff_is_their_full(layers: Any) -> None:
         ours.remove()
         seen += 1
     assert seen == len(layers.inputs)
-
-
-def test_norms_are_theirs(norms: Any) -> None:
-    """Output, gradients and file. Theirs knows norms with a bias alone."""
-    seen = 0
-    for index, layer in enumerate(norms.layers()):
-        base, x = layer.module, norms.inputs[index]
-        if layer.group != "norm" or base.bias is None:
-            continue
-        theirs: Any = NormModule("layer", base, 1.0)
-        generator = torch.Generator().manual_seed(7)
-        with torch.no_grad():
-            for parameter in theirs.parameters():
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-        saved = {name: parameter.detach().clone() for name, parameter in theirs.named_parameters()}
-        assert saved.keys() == {"w_norm", "b_norm"}
-        for strength in (1.0, 0.6):
-            theirs.multiplier = strength
-            theirs.apply_to()
-            expected, expected_grads = result(base, x, dict(theirs.named_parameters()))
-            theirs.restore()
-            ours = graft_file(norms, "norm", {layer.key: saved}, strength)
-            parameters = {name.rpartition(".")[2]: p for name, p in ours.parameters()["denoiser"].items()}
-            for parameter in parameters.values():
-                parameter.requires_grad_(True)
-            out, grads = result(norms.root[index], x, parameters)
-            torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-5)
-            assert (expected - base(x)).abs().max() > 1e-2
-            ours.remove()
-        seen += 1
-    assert seen == 2
