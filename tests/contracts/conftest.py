@@ -20,6 +20,9 @@ SHAPES: dict[str, tuple[LayerGroup, Callable[[], nn.Module], tuple[int, ...]]] =
     "conv 3x3 strided": ("resnet", lambda: nn.Conv2d(6, 6, 3, stride=2, padding=1), (2, 6, 8, 6)),
     "conv grouped": ("resnet", lambda: nn.Conv2d(8, 12, 3, padding=1, groups=2), (2, 8, 5, 5)),
     "conv dilated": ("resnet", lambda: nn.Conv2d(4, 4, 3, padding=2, dilation=2, bias=False), (1, 4, 9, 9)),
+    "layer norm": ("norm", lambda: nn.LayerNorm(12), (2, 5, 12)),
+    "layer norm without bias": ("norm", lambda: nn.LayerNorm(6, bias=False), (3, 6)),
+    "group norm": ("norm", lambda: nn.GroupNorm(4, 8), (2, 8, 5, 7)),
 }
 """By name: group, the layer, the shape of an input."""
 
@@ -42,6 +45,12 @@ class LayersModel:
 
     def layers(self) -> Sequence[Layer]:
         return self._layers
+
+    def leave_out(self, group: LayerGroup) -> None:
+        """Have no layers of this group, which come last."""
+        kept = [layer for layer in self._layers if layer.group != group]
+        self._layers, self.inputs = kept, self.inputs[: len(kept)]
+        del self.root[len(kept) :]
 
     def outputs(self) -> list[Tensor]:
         """What each layer makes of its input."""

@@ -54,6 +54,10 @@ def apply(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A layer's own arithmetic with another weight and bias."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, bias)
+    if isinstance(layer, nn.LayerNorm):
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    if isinstance(layer, nn.GroupNorm):
+        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
     return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 

@@ -96,6 +96,13 @@ CASES = {
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
+@pytest.fixture
+def layers(layers: Any) -> Any:
+    """Those with a weight to multiply by: norms are compared in a module of their own."""
+    layers.leave_out("norm")
+    return layers
+
+
 def module(case: Case, base: Any) -> Any:
     """Theirs on a layer, with weights as after training."""
     theirs = case.make(base)

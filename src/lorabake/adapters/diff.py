@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import field_validator
-
-from lorabake.adapters._ranks import CONVOLUTIONS, SHAPES, LayerSettings
+from lorabake.adapters._ranks import CONVOLUTIONS, SHAPES
 from lorabake.adapters._weight import WeightType
-from lorabake.base import patterns
+from lorabake.adapters._whole import WholeSettings
 from lorabake.base.lazy import lazy_module
-from lorabake.protocols.adapter import AdapterCard, ByLayer
+from lorabake.protocols.adapter import AdapterCard
 from lorabake.protocols.family import ComputedWeight, Layer
 
 if TYPE_CHECKING:
@@ -27,30 +25,18 @@ else:
     kernels = lazy_module("lorabake.adapters._kernels")
 
 
-class DiffSettings(LayerSettings):
+class DiffSettings(WholeSettings):
     """Settings of ``diff``."""
 
-    bias: Annotated[bool, SHAPES] = True
-    """Train the biases of the chosen layers, too. They are few and every client reads them; false where a tool at the end of your way does not."""
     convolutions: Annotated[bool, SHAPES, CONVOLUTIONS] = False
     """Train convolutions and residual blocks, too. Default: linear layers of transformer blocks and text encoders alone; with them, the file is
     nearly as large as the model."""
-    blocks: Annotated[dict[str, bool] | None, SHAPES, ByLayer()] = None
-    """Table of which layers are trained: pattern = true or false. A pattern is a piece of a layer's name (mid_block, down_blocks.0) or a regular
-    expression; the first that is found decides, and where none is, the layer is trained. Fewer layers make a smaller file."""
-
-    @field_validator("blocks")
-    @classmethod
-    def _is_a_table(cls, table: dict[str, bool] | None) -> dict[str, bool] | None:
-        patterns.checked(table)
-        return table
 
     def reaches(self, layer: Layer) -> bool:
         """Whether ``layer`` is a linear layer or convolution that is to be trained."""
         if not isinstance(layer.module, nn.Linear | nn.Conv2d) or layer.group == "other":
             return False
-        chosen = patterns.decide(self.blocks, layer.names)
-        return (layer.group != "resnet" or self.convolutions) if chosen is None else chosen
+        return self.chosen(layer, usual=layer.group != "resnet" or self.convolutions)
 
     def metadata(self) -> dict[str, Any]:
         """As LyCORIS tells it."""

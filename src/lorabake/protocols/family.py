@@ -20,7 +20,8 @@ Quantisation = Literal["int8", "fp8", "nf4"]
 """How weights are stored in few bits."""
 Resident = Literal[Part, "vae"]
 """What of a model is in memory or not: its parts, and its autoencoder."""
-LayerGroup = Literal["transformer", "resnet", "text", "other"]
+LayerGroup = Literal["transformer", "resnet", "text", "norm", "other"]
+"""What kind of layer, or where. Norms are a group of their own wherever they are."""
 ZERO_TERMINAL_SNR: Mapping[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 """Scheduler settings of models whose last timestep is noise alone: rescaled betas (algorithm 1 of arXiv 2305.08891), and timesteps that begin
 at the last one (table 2)."""
@@ -122,7 +123,7 @@ class FamilyCard(Card):
     """Which of them models of this family are loaded with; the others do nothing."""
     fp16: bool = True
     """Whether its models can be run in float16."""
-    groups: frozenset[LayerGroup] = frozenset({"transformer", "resnet", "text"})
+    groups: frozenset[LayerGroup] = frozenset({"transformer", "resnet", "text", "norm"})
     """Which groups its models' layers are in, but for ``other``, whose layers no network type changes."""
     readers: Callable[[ModelFacts, TextOptions], Mapping[Part, Reader]] = lambda facts, options: {}
     """For each text encoder what it sees of captions, told from the tokenizer's files alone, without weights or torch.

@@ -96,10 +96,14 @@ def test_every_layer_has_its_group(sdxl: list[Layer]) -> None:
     assert groups == {
         ("denoiser", "transformer"): 722,
         ("denoiser", "resnet"): 17 * 3 + 11 + 2 + 2,
-        ("denoiser", "other"): 6,
+        ("denoiser", "norm"): 17 * 2 + 11 + 70 * 3,
+        ("denoiser", "other"): 6 + 1,
         ("text_encoder", "text"): 72,
+        ("text_encoder", "norm"): 12 * 2,
+        ("text_encoder", "other"): 1,
         ("text_encoder_2", "text"): 192,
-        ("text_encoder_2", "other"): 1,
+        ("text_encoder_2", "norm"): 32 * 2,
+        ("text_encoder_2", "other"): 1 + 1,
     }
     (projection,) = [layer for layer in sdxl if layer.path == "text_projection"]
     assert projection.key == "lora_te2_text_projection"

@@ -99,7 +99,8 @@ def test_kinds_of_lora(imported: Any) -> None:
     assert imported({**LEAST, **convolutions, "LoRA_type": "Kohya LoCon"}).values["adapter"]["conv_rank"] == 8
     assert imported({**LEAST, **convolutions, "LoRA_type": "LyCORIS/LoCon"}).values["adapter"]["conv_alpha"] == 4.0
     assert imported({**LEAST, "LoRA_type": "LyCORIS/Diag-OFT"}).values["adapter"]["name"] == "oft"
-    lost = imported({**LEAST, "LoRA_type": "LoRA-FA"}).of("lost")
+    assert imported({**LEAST, "LoRA_type": "LoRA-FA"}).values["adapter"]["name"] == "lora-fa"
+    lost = imported({**LEAST, "LoRA_type": "Flux1 OFT"}).of("lost")
     assert lost[0].key == "LoRA_type" and "choose among" in lost[0].note
 
 

@@ -17,10 +17,20 @@ from lorabake.families.networks.load import digest, fill
 from lorabake.families.networks.residence import Residence, give_back, residence_of, resting
 from lorabake.families.networks.swapping import BlockSwap, evenly
 from lorabake.families.networks.vae import AutoencoderKL
-from lorabake.protocols.family import Layer, ModelFacts, Part, Resident
+from lorabake.protocols.family import Layer, LayerGroup, ModelFacts, Part, Resident
 
 _C = TypeVar("_C")
 _M = TypeVar("_M", bound=nn.Module)
+
+
+def trainable_norm(module: nn.Module) -> bool:
+    """Whether it is a layer norm or group norm with a weight of its own."""
+    return isinstance(module, nn.LayerNorm | nn.GroupNorm) and isinstance(module.weight, Tensor)
+
+
+def with_norms(group: LayerGroup, module: nn.Module) -> LayerGroup:
+    """A layer's group, given that of its place: norms have one of their own, but for those that are left alone."""
+    return "norm" if group != "other" and trainable_norm(module) else group
 
 
 class LatentModel:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lorabake.base.errors import UserError
 from lorabake.families.networks.clip import CLIPTextModel
 from lorabake.families.networks.export import clip_json, unet_json, write_part, write_rest
-from lorabake.families.networks.latent_model import LatentModel, loaded
+from lorabake.families.networks.latent_model import LatentModel, loaded, trainable_norm, with_norms
 from lorabake.families.networks.noise import betas_of
 from lorabake.families.networks.prompt_windows import join_windows, split_windows
 from lorabake.families.networks.tokenizer import WINDOW_TOKENS, windows_for
@@ -114,8 +114,10 @@ class SDModel(LatentModel):
 
 def _layers(part: Part, root: nn.Module) -> Iterator[Layer]:
     for path, module in root.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            yield Layer(part, path, module, _group(part, path), f"{_PREFIX[part]}_{path.replace('.', '_')}")
+        if isinstance(module, nn.Linear | nn.Conv2d) or trainable_norm(module):
+            yield Layer(
+                part, path, module, with_norms(_group(part, path), module), f"{_PREFIX[part]}_{path.replace('.', '_')}"
+            )
 
 
 def _group(part: Part, path: str) -> LayerGroup:

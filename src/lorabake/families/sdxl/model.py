@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorabake.families.networks.clip import CLIPTextModel, CLIPTextModelWithProjection
 from lorabake.families.networks.export import clip_json, unet_json, write_part, write_rest
-from lorabake.families.networks.latent_model import LatentModel, loaded
+from lorabake.families.networks.latent_model import LatentModel, loaded, trainable_norm, with_norms
 from lorabake.families.networks.layouts import Paths, ldm_unet
 from lorabake.families.networks.noise import betas_of
 from lorabake.families.networks.prompt_windows import first_windows, join_windows, split_windows
@@ -137,8 +137,9 @@ def layers_of(parts: Mapping[Part, nn.Module]) -> Iterator[Layer]:
     for part, root in parts.items():
         names = ldm_unet(root.config) if isinstance(root, UNet2DConditionModel) else None
         for path, module in root.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                yield Layer(part, path, module, _group(part, path), _key(part, path, names), _aliases(part, path))
+            if isinstance(module, nn.Linear | nn.Conv2d) or trainable_norm(module):
+                group = with_norms(_group(part, path), module)
+                yield Layer(part, path, module, group, _key(part, path, names), _aliases(part, path))
 
 
 def _key(part: Part, path: str, names: Paths | None) -> str:
