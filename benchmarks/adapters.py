@@ -158,7 +158,7 @@ def _with_ours(layers: Sequence[Any], arguments: argparse.Namespace) -> Sequence
             ]
 
     (name,) = arguments.types
-    adapter = {"dora": "lora", "lokr factor 8": "lokr"}.get(name, name)
+    adapter = {"dora": "lora", "lokr factor 8": "lokr"}.get(name) or str(name)
     model: Any = Layers()
     card = find("adapter", adapter)
     made = graft(model, adapter, card.settings(**_ours(arguments.rank)[name]), seed=0, parts=("denoiser",))
@@ -193,11 +193,11 @@ def _with_peft(layers: Sequence[Any], arguments: argparse.Namespace) -> Sequence
     rank, alpha = arguments.rank, arguments.rank / 2
     targets = [f"layers.{index}" for index in range(len(layers))]
     config = {
-        "lora": lambda: peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets),  # pyright: ignore
-        "dora": lambda: peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, use_dora=True),  # pyright: ignore
-        "loha": lambda: peft.LoHaConfig(r=rank, alpha=alpha, target_modules=targets),  # pyright: ignore
-        "lokr": lambda: peft.LoKrConfig(r=rank, alpha=alpha, target_modules=targets),  # pyright: ignore
-        "lokr factor 8": lambda: peft.LoKrConfig(r=rank, alpha=alpha, target_modules=targets, decompose_factor=8),  # pyright: ignore
+        "lora": lambda: peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets),
+        "dora": lambda: peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, use_dora=True),
+        "loha": lambda: peft.LoHaConfig(r=rank, alpha=alpha, target_modules=targets),
+        "lokr": lambda: peft.LoKrConfig(r=rank, alpha=alpha, target_modules=targets),
+        "lokr factor 8": lambda: peft.LoKrConfig(r=rank, alpha=alpha, target_modules=targets, decompose_factor=8),
     }[name]()
 
     class Holder(torch.nn.Module):

@@ -101,7 +101,8 @@ class WeightType:
         axes = (-1, *(1 for _ in x.shape[2:])) if isinstance(origin, nn.Conv2d) else (-1,)
         gain = (magnitudes / norms).view(axes)
         of_change = (gain * multiplier).to(x.dtype)
-        if base is not origin or isinstance(origin, ComputedWeight):
+        computed = issubclass(type(origin), ComputedWeight)
+        if base is not origin or computed:
             own = origin(x) if origin.bias is None else origin(x) - origin.bias.view(axes)
             return base(x).addcmul(own, ((gain - 1) * multiplier).to(x.dtype)).addcmul(change, of_change)
         own = kernels.with_weight(origin, x, origin.weight, bias=False) * torch.lerp(

@@ -113,12 +113,12 @@ class Lora(WeightType):
     def _thin(
         self, base: Any, x: Tensor, tensors: Mapping[str, Tensor], dropping: LoraSettings | None
     ) -> Tensor | None:
-        down, up = tensors["lora_down.weight"].to(x.dtype), tensors["lora_up.weight"].to(x.dtype)
-        up = up * (float(tensors["alpha"]) / up.shape[1])
-        if isinstance(base, nn.Linear) and not dropping:
-            return kernels.low_rank_product(x, down, up)
+        down, up = tensors["lora_down.weight"].to(x.dtype), tensors["lora_up.weight"]
+        up = (up * (float(tensors["alpha"]) / up.shape[1])).to(x.dtype)
         if isinstance(base, nn.Linear):
-            return F.linear(_drop(F.linear(x, down), dropping, channels_last=True), up)
+            if dropping:
+                return F.linear(_drop(F.linear(x, down), dropping, channels_last=True), up)
+            return kernels.low_rank_product(x, down, up)
         if base.groups != 1:
             return None
         if (mid := tensors.get("lora_mid.weight")) is not None:

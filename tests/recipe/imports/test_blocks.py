@@ -47,7 +47,8 @@ def real(name: str) -> tuple[Layer, ...]:
         unet = UNet2DConditionModel(UNetConfig() if name == "sd" else XL)
         clip = CLIPTextModel(ClipConfig())
         second = CLIPTextModel(ClipConfig(hidden_size=1280, intermediate_size=5120, layers=32, heads=20))
-    found = layers_of({"denoiser": unet, "text_encoder": clip, "text_encoder_2": second})
+    every = layers_of({"denoiser": unet, "text_encoder": clip, "text_encoder_2": second})
+    found = [layer for layer in every if layer.group != "norm"]  # of which a LoRA trains none
     if name == "sdxl":
         return tuple(found)
     return tuple(_as_sd(layer) for layer in found if layer.part != "text_encoder_2")
