@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -128,3 +128,43 @@ def test_files_that_diffusers_saves_are_read(pipeline: Any, tmp_path: Path) -> N
     module = unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
     assert torch.equal(layers[key]["lora_down.weight"], module.lora_A["default"].weight)
     assert torch.equal(layers[key]["lora_up.weight"], module.lora_B["default"].weight)
+
+
+def test_dora_is_the_same_in_peft(pipeline: Any) -> None:
+    """Not through a file: diffusers leaves kohya's ``dora_scale`` out when it reads one, and says so."""
+    from peft import LoraConfig
+
+    from lorabake.adapters import graft
+    from lorabake.adapters.lora import LoraSettings
+    from lorabake.families import load_model
+
+    model: Any = load_model("pocket")
+    ours = graft(model, "lora", LoraSettings(rank=RANK, alpha=ALPHA, dora=True), seed=1, parts=("denoiser",))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in ours.parameters()["denoiser"].values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    unet, hidden_BLD = copy.deepcopy(pipeline.unet), outputs(pipeline.unet, pipeline.text_encoder)[0]
+    changed: list[Any] = [layer.change for layer in cast(Any, ours).layers]
+    paths = [change.layer.path for change in changed]
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True, target_modules=paths))
+    for change, path in zip(changed, paths, strict=True):
+        theirs = unet.get_submodule(path)
+        magnitudes = theirs.lora_magnitude_vector["default"].weight
+        torch.testing.assert_close(magnitudes.flatten(), weight_norms(theirs), rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            theirs.lora_A["default"].weight.copy_(change.weights["lora_down.weight"])
+            theirs.lora_B["default"].weight.copy_(change.weights["lora_up.weight"])
+            magnitudes.copy_(change.weights["dora_scale"].view(magnitudes.shape))
+    latents_BCHW = torch.randn(1, model.facts.latent_channels, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = unet(latents_BCHW, torch.tensor([500]), hidden_BLD).sample
+        drawn = model.parts["denoiser"](latents_BCHW, torch.tensor([500]), hidden_BLD)
+        plain = pipeline.unet(latents_BCHW, torch.tensor([500]), hidden_BLD).sample
+    assert (plain - expected).abs().max() > 0.02, "the change is large enough to be seen"
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
+
+
+def weight_norms(layer: Any) -> Tensor:
+    """Of what makes each output of PEFT's layer's base."""
+    return layer.base_layer.weight.detach().flatten(1).norm(dim=1)

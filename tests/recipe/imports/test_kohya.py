@@ -165,6 +165,30 @@ def test_their_defaults_are_stated_where_ours_differ(imported: Any) -> None:
             f'{LYCORIS}network_dim = 12\nnetwork_args = ["algo=ia3", "train_on_input=True"]',
             {"adapter.name": "ia3", "adapter.side": "inputs", "adapter.convolutions": True},
         ),
+        (
+            f'{LYCORIS}network_dim = 4\nnetwork_args = ["algo=lokr", "factor=8", "dora_wd=True", "use_tucker=True", "full_matrix=True"]',
+            {
+                "adapter.name": "lokr",
+                "adapter.rank": 4,
+                "adapter.factor": 8,
+                "adapter.dora": True,
+                "adapter.tucker": True,
+                "adapter.full_matrix": True,
+            },
+        ),
+        (
+            f'{LYCORIS}network_dim = 4\nnetwork_args = ["algo=loha", "preset=attn-mlp", "rs_lora=True", "use_cp=True"]',
+            {
+                "adapter.name": "loha",
+                "adapter.rank_stabilized": True,
+                "adapter.tucker": False,
+                "adapter.conv_rank": None,
+            },
+        ),
+        (
+            f'{LYCORIS}network_dim = 4\nnetwork_alpha = 1\nnetwork_args = ["algo=full"]',
+            {"adapter.name": "diff", "adapter.convolutions": True},
+        ),
     ],
 )
 def test_a_key_means_what_it_means_there(imported: Any, given: str, expected: dict[str, Any]) -> None:

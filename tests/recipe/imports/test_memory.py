@@ -45,10 +45,6 @@ def test_blocks_that_need_not_or_cannot_wait(imported: Any) -> None:
     cases = [
         (sd + "blocks_to_swap = 8", "unused"),
         (FLUX + "blocks_to_swap = 1", "left"),
-        (
-            FLUX.replace("networks.lora_flux", "lycoris.kohya") + 'blocks_to_swap = 8\nnetwork_args = ["algo=full"]',
-            "left",
-        ),
     ]
     for given, kind in cases:
         found = imported(given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lorabake.base.cards import cards
@@ -44,6 +44,24 @@ _HARMLESS = {
 """Arguments that, with these values, change nothing."""
 
 
+_NUMBERS = {
+    "rank_dropout": "rank_dropout",
+    "module_dropout": "module_dropout",
+    "factor": "factor",
+    "unit": "unit",
+    "block_size": "unit",
+}
+_SWITCHES = {
+    "use_tucker": "tucker",
+    "use_cp": "tucker",
+    "dora_wd": "dora",
+    "rs_lora": "rank_stabilized",
+    "full_matrix": "full_matrix",
+    "decompose_both": "decompose_both",
+}
+"""Arguments and our settings, for the network types that have them."""
+
+
 def network(reading: Reading, family: str) -> dict[str, Any]:
     """Set the adapter. Returns the network arguments that learning rates are made from."""
     module = (reading.text("network_module") or "networks.lora").strip()
@@ -59,25 +77,39 @@ def network(reading: Reading, family: str) -> dict[str, Any]:
         reading.say("same", "dim_from_weights", "adapter.start_from", None, "the file's rank counts")
     reading.put("adapter.rank", 4 if dim is None else dim, "network_dim", kind=None if dim is not None else "default")
     _alpha(reading, "adapter.alpha", "network_alpha", alpha, 4 if dim is None else dim)
+    fields = _fields(reading)
     if (dropout := reading.number("network_dropout")) is not None:
-        reading.put("adapter.dropout", dropout, "network_dropout")
+        if "dropout" in fields:
+            reading.put("adapter.dropout", dropout, "network_dropout")
+        elif dropout:
+            reading.lost("network_dropout", f"adapter '{reading.get('adapter.name')}' has none.")
     _convolutions(reading, module, arguments, dim or 4, 1.0 if alpha is None else alpha)
-    for name in ("rank_dropout", "module_dropout"):
-        value = arguments.pop(name, None)
+    for name, setting in _NUMBERS.items():
         key = f"network_args: {name}"
-        if (share := reading.read(key, value, _values.number)) is not None:
-            reading.put(f"adapter.{name}", share, key)
-    if arguments.get("rs_lora") is True and algorithm in ("lora", "locon"):
-        reading.put("adapter.rank_stabilized", arguments.pop("rs_lora"), "network_args: rs_lora")
-    if algorithm == "dylora" and (unit := arguments.pop("unit", None)) is not None:
-        key = "network_args: unit"
-        if (ranks := reading.read(key, unit, _values.whole)) is not None:
-            reading.put("adapter.unit", ranks, key)
+        if name not in arguments or setting not in fields or arguments[name] in _HARMLESS.get(name, ()):
+            continue
+        value = arguments.pop(name)
+        read = _values.number if setting.endswith("dropout") else _values.whole
+        if (number := reading.read(key, value, read)) is not None:
+            reading.put(f"adapter.{setting}", number, key)
+    for name, setting in _SWITCHES.items():
+        if arguments.get(name) is not True or setting not in fields:
+            continue
+        del arguments[name]
+        if setting == "tucker" and reading.get("adapter.conv_rank") is None:
+            reading.unused(f"network_args: {name}", "no convolutions are trained.")
+        else:
+            reading.put(f"adapter.{setting}", True, f"network_args: {name}")
     rates = {name: arguments.pop(name) for name in list(arguments) if name.startswith("loraplus_")}
     _blocks.weights(reading, arguments, family, dim or 4, 1.0 if alpha is None else alpha)
     rates |= _transformer_blocks.ranks(reading, arguments, family, dim or 4)
     _others(reading, arguments)
     return rates
+
+
+def _fields(reading: Reading) -> Collection[str]:
+    """Settings of the chosen adapter."""
+    return cards("adapter")[reading.get("adapter.name") or "lora"].settings.model_fields
 
 
 def _algorithm(module: str) -> str:
@@ -89,11 +121,11 @@ def _algorithm(module: str) -> str:
 def _name(reading: Reading, module: str, algorithm: str) -> None:
     """The adapter by name: as the algorithm, if there is one of that name."""
     ours = {"locon": "lora", "lora_fa": "lora-fa", "diag-oft": "oft"}.get(algorithm, algorithm)
+    if module in _LYCORIS and ours == "full":
+        ours = "diff"
     known = cards("adapter")
     key = "network_module"
-    if ours == "full":
-        reading.put("adapter.name", "full", key, "all weights are trained")
-    elif ours in known:
+    if ours in known:
         note = "" if module in _LORA_MODULES else f"algo={algorithm}"
         reading.put("adapter.name", ours, key, note, kind=None if reading.has(key) else "default")
     else:
@@ -166,7 +198,18 @@ def _factors(reading: Reading, arguments: dict[str, Any]) -> None:
     arguments.pop("conv_dim", None)
 
 
-_UNRANKED = {"oft": _blocks_of_outputs, "boft": _blocks_of_outputs, "ia3": _factors}
+def _whole(reading: Reading, arguments: dict[str, Any]) -> None:
+    """LyCORIS' full: nothing has a rank."""
+    reading.whole("network_dim")
+    if reading.has("network_dim"):
+        reading.unused("network_dim", "every number of a layer is trained.")
+    _without_alpha(reading, arguments)
+    if _has_convolutions(reading, arguments):
+        reading.put("adapter.convolutions", True, "network_args: preset", "LyCORIS takes convolutions too", "default")
+    arguments.pop("conv_dim", None)
+
+
+_UNRANKED = {"oft": _blocks_of_outputs, "boft": _blocks_of_outputs, "ia3": _factors, "diff": _whole}
 """Network types of ours that have no rank: what reads their keys."""
 
 
