@@ -6,6 +6,7 @@ where a model's general knowledge is held to be.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -85,9 +86,9 @@ class OrthogonalSettings(LayerSettings):
         size = self.asked(layer)
         return 0 if size is None else self.fitted(layer.module.weight.shape[0], size)
 
+    @abstractmethod
     def fitted(self, outputs: int, size: int) -> int:
         """The largest possible block for ``outputs`` that is not above ``size``; 0 if there is none."""
-        raise NotImplementedError
 
 
 class OrthogonalType(OutputType):
@@ -97,9 +98,9 @@ class OrthogonalType(OutputType):
         """Linear layers and convolutions whose outputs can be divided into blocks."""
         return settings.block(layer) > 0
 
+    @abstractmethod
     def shape(self, outputs: int, block: int) -> tuple[int, ...]:
         """Of ``oft_blocks``."""
-        raise NotImplementedError
 
     def work(self, tensors: Mapping[str, Tensor]) -> int:
         """As measured: small blocks take their time in memory, whatever their size."""

@@ -5,6 +5,7 @@ Weights and products are treated alike, as rows: (…, out, cells), a row for ea
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ else:
 class OutputType(WeightType):
     """A :class:`~lorabake.adapters._weight.WeightType` that says what is added to the rows of a weight or of a product."""
 
+    @abstractmethod
     def added(self, rows: Tensor, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
         """What is added to rows (…, out, cells) at a multiplier, of their shape and type; differentiable.
 
@@ -33,11 +35,10 @@ class OutputType(WeightType):
             tensors: of the layer, by name in the file.
             multiplier: zero is nothing added.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def work(self, tensors: Mapping[str, Tensor]) -> int:
         """What it takes to change one number of the rows, forward and backward, in multiplications of a dense product that take as long."""
-        raise NotImplementedError
 
     def change(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """What is added to the rows of the weight."""

@@ -7,6 +7,7 @@ would be rounded away), in fewer bits, or below another adapter.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ else:
     kernels = lazy_module("lorabake.adapters._kernels")
 
 
-class WeightType:
+class WeightType(ABC):
     """A :class:`~lorabake.protocols.adapter.LayerType` but for ``create``, ``settings_of`` and the change itself.
 
     Everything that :meth:`change` needs is in the tensors of a layer, so that a file's change is that of the training. Tensors and weights
@@ -35,6 +36,7 @@ class WeightType:
         """Linear layers and convolutions that the settings give a rank."""
         return settings.reaches(layer)
 
+    @abstractmethod
     def change(self, weight: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """ΔW at multiplier 1, float32, differentiable in the tensors.
 
@@ -42,7 +44,6 @@ class WeightType:
             weight: W, (out, in) or (out, in, height, width), behind an axis of layers if the tensors have one.
             tensors: of the layer, by name in the file. Scalars have no axis of layers.
         """
-        raise NotImplementedError
 
     def thin(self, base: nn.Module, x: Tensor, tensors: Mapping[str, Tensor]) -> Tensor | None:
         """ΔW applied to an input without forming it, in the type of ``x``; None where forming it is cheaper or cannot be helped.

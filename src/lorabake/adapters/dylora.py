@@ -93,9 +93,8 @@ def _partly(weights: Mapping[str, Tensor], settings: DyloraSettings) -> dict[str
     own = {**weights, _UP: up * _along(ranks < units * settings.unit, up, axis=1)}
     if settings.one_unit:
         learns = ranks >= (units - 1) * settings.unit
-        groups = weights[_DOWN].shape[0] // rank
-        for name, axis, which in ((_UP, 1, learns), (_DOWN, 0, learns.repeat(groups))):
-            own[name] = torch.where(_along(which, own[name], axis), own[name], own[name].detach())
+        for name, axis in ((_UP, 1), (_DOWN, 0)):
+            own[name] = torch.where(_along(learns, own[name], axis), own[name], own[name].detach())
     return own
 
 
@@ -127,7 +126,7 @@ def truncated(layers: Mapping[str, Mapping[str, Tensor]], rank: int) -> dict[str
         kept = min(rank, whole)
         alpha = tensors.get(_ALPHA, torch.tensor(float(whole)))
         cut[key] = {
-            _DOWN: down.unflatten(0, (-1, whole))[:, :kept].flatten(0, 1).contiguous(),
+            _DOWN: down[:kept].contiguous(),
             _UP: up[:, :kept].contiguous(),
             _ALPHA: alpha * (kept / whole),
         }
