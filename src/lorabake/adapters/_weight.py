@@ -137,7 +137,9 @@ class WeightType(ABC):
         """ΔW in the shape of the base's weight."""
         frozen: Any = base.weight
         frozen = frozen.float()
-        return self.changed(frozen, weights, 1.0) - frozen
+        if "dora_scale" in weights:
+            return self.changed(frozen, weights, 1.0) - frozen
+        return self.change(frozen, weights)
 
 
 def norms_of(weight: Tensor, magnitudes: Tensor) -> Tensor:
