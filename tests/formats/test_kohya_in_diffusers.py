@@ -147,7 +147,7 @@ def test_dora_is_the_same_in_peft(pipeline: Any) -> None:
     unet, hidden_BLD = copy.deepcopy(pipeline.unet), outputs(pipeline.unet, pipeline.text_encoder)[0]
     changed: list[Any] = [layer.change for layer in cast(Any, ours).layers]
     paths = [change.layer.path for change in changed]
-    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True, target_modules=paths))
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=int(ALPHA), use_dora=True, target_modules=paths))
     for change, path in zip(changed, paths, strict=True):
         theirs = unet.get_submodule(path)
         magnitudes = theirs.lora_magnitude_vector["default"].weight
